@@ -1,0 +1,1 @@
+//! Mounts as data.
