@@ -1,0 +1,46 @@
+# Everything that CI does, by name. `make demo` and `make test` also set the machine up.
+
+CARGO ?= cargo
+PRIMITIVES = crated-mount crated-content crated-snapshot crated-exec crated-netns crated-distribution
+
+.PHONY: demo test build setup-demo setup-test fmt clippy doc deny package fuzz ci clean
+
+## demo: set up, build, pull an image, run a container, show its output (needs root)
+demo: setup-demo build
+	.ci/demo
+
+## test: set up and run the whole suite (needs root for mounts and namespaces)
+test: setup-test
+	$(CARGO) build --workspace --bins --locked
+	$(CARGO) test --workspace --locked
+
+build:
+	$(CARGO) build --release --locked -p crated -p ctr -p crated-shim
+
+setup-demo:
+	.ci/setup demo
+
+setup-test:
+	.ci/setup test
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+## deny: licences, bans and sources always; advisories where their database can be fetched
+deny:
+	.ci/deny
+
+## package: every primitive packs and names no sibling but the mount types
+package:
+	for crate in $(PRIMITIVES); do $(CARGO) package --locked --no-verify --allow-dirty -p $$crate || exit 1; done
+
+ci: test fmt clippy doc deny package
+
+clean:
+	$(CARGO) clean
