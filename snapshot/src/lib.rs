@@ -1,1 +1,35 @@
-//! Filesystems from layers.
+//! Filesystems from layers of change.
+//!
+//! A [`Snapshotter`] keeps filesystems as chains of committed layers and gives
+//! out [`Mount`]s for writable or read-only tips. An [`Applier`] unpacks the
+//! byte stream of a layer into such a tip; a [`Differ`] turns the difference
+//! of two filesystems back into a stream.
+//!
+//! The crate neither downloads nor stores layers, does not mount what it hands
+//! out (except to look into it), and knows nothing of images or namespaces.
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("crated-snapshot keeps Linux filesystems, on Linux");
+
+pub use crated_mount::Mount;
+
+pub use crate::diff::{
+    Applied, Applier, ApplyOptions, Compression, DiffOptions, Diffed, Differ, Encoder,
+    RATIO_FREE_BYTES, SNIFF_BYTES, TarApplier, Target, WalkingDiffer, Whiteouts,
+    ZSTD_WINDOW_LOG_MAX, apply_tar, chain_id,
+};
+pub use crate::error::{DatabaseError, Error, Result};
+pub use crate::metastore::SyncMode;
+pub use crate::native::NativeSnapshotter;
+pub use crate::overlay::{OverlayOptions, OverlaySnapshotter};
+pub use crate::snapshotter::{
+    CommitOptions, Info, KEY_LENGTH_MAX, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
+};
+
+mod diff;
+mod error;
+mod metastore;
+mod native;
+mod overlay;
+mod snapshotter;
