@@ -1,0 +1,146 @@
+//! The folder a container runs from.
+//!
+//! ```text
+//! <bundle>/             0700
+//!   config.json         the runtime spec, byte for byte as it was given
+//!   rootfs/             0711, the root file system is mounted here
+//! ```
+//! A shim and its daemon add files of their own; see [`crate::shim`].
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result};
+
+/// A bundle on disk, known by its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    path: PathBuf,
+}
+
+impl Bundle {
+    /// Makes the folder, `rootfs` in it, and writes `spec` to `config.json`
+    /// unless it is empty. The parent must exist. On failure nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`] if the folder exists, [`Error::Io`] else.
+    pub fn create(path: impl Into<PathBuf>, spec: &[u8]) -> Result<Self> {
+        let bundle = Bundle { path: path.into() };
+        match fs::DirBuilder::new().mode(0o700).create(&bundle.path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let text = format!("bundle {}: file exists", bundle.path.display());
+                return Err(Error::AlreadyExists(text));
+            }
+            other => other.map_err(|e| Error::io("create bundle", &bundle.path, e))?,
+        }
+        bundle.fill(spec).inspect_err(|_| {
+            // What could not be made need not be removable either.
+            let _ = fs::remove_dir_all(&bundle.path);
+        })?;
+        Ok(bundle)
+    }
+
+    fn fill(&self, spec: &[u8]) -> Result<()> {
+        let rootfs = self.rootfs();
+        fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&rootfs)
+            .map_err(|e| Error::io("create", &rootfs, e))?;
+        if !spec.is_empty() {
+            let config = self.config();
+            fs::write(&config, spec).map_err(|e| Error::io("write", &config, e))?;
+        }
+        Ok(())
+    }
+
+    /// A bundle that exists already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if the path is not a folder.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if path.is_dir() {
+            return Ok(Bundle { path });
+        }
+        Err(Error::NotFound(format!(
+            "bundle {} not found",
+            path.display()
+        )))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the root file system is mounted.
+    pub fn rootfs(&self) -> PathBuf {
+        self.path.join("rootfs")
+    }
+
+    /// The runtime spec.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.json")
+    }
+
+    /// The bytes of `config.json`, at most [`SPEC_SIZE_MAX_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a larger one, [`Error::Io`] else.
+    pub fn read_spec(&self) -> Result<Vec<u8>> {
+        let config = self.config();
+        let size = fs::metadata(&config)
+            .map_err(|e| Error::io("stat", &config, e))?
+            .len();
+        if size > SPEC_SIZE_MAX_BYTES {
+            let text = format!("spec of {size} bytes exceeds {SPEC_SIZE_MAX_BYTES}");
+            return Err(Error::InvalidArgument(text));
+        }
+        fs::read(&config).map_err(|e| Error::io("read", &config, e))
+    }
+
+    /// Detaches whatever is mounted at the rootfs and removes the folder.
+    ///
+    /// The folder is renamed to a hidden name first, so a half-removed bundle
+    /// is never taken for a container. A missing bundle is success.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Unknown`] for a mount that stays.
+    pub fn remove(&self) -> Result<()> {
+        let rootfs = self.rootfs();
+        if rootfs.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+            crate::rootfs::detach(&rootfs)?;
+        }
+        let hidden = match (self.path.parent(), self.path.file_name()) {
+            (Some(parent), Some(name)) => {
+                let mut hidden = std::ffi::OsString::from(".");
+                hidden.push(name);
+                parent.join(hidden)
+            }
+            _ => return Err(Error::InvalidArgument("a bundle needs a name".into())),
+        };
+        remove_dir(&hidden)?;
+        match fs::rename(&self.path, &hidden) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| Error::io("hide", &self.path, e))?,
+        }
+        remove_dir(&hidden)
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Limit of `config.json`: ten times the largest seen with hundreds of mounts.
+pub const SPEC_SIZE_MAX_BYTES: u64 = 64 << 20;
