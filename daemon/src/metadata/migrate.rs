@@ -1,0 +1,161 @@
+//! Opening the database: creating it, refusing what cannot be read, moving old layouts forward.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::{Database, DatabaseError, ReadableTable, StorageError};
+
+use super::batch::panic_text;
+use super::schema::{Table, VERSION, VERSION_KEY};
+use super::txn::storage;
+use super::{Error, Result};
+
+/// Opens the database below `root`, and says where it is.
+pub(super) fn open(root: &Path) -> Result<(Database, Arc<Path>)> {
+    let directory = root.join(DIRECTORY);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .map_err(|source| io("creating", &directory, source))?;
+    let path: Arc<Path> = directory.join(FILE).into();
+    let fresh = prepare_file(&path)?;
+
+    // On a file altered behind its back the engine may panic instead of returning.
+    let database = catch_unwind(AssertUnwindSafe(|| {
+        redb::Builder::new()
+            .set_cache_size(CACHE_SIZE_BYTES)
+            .set_check_integrity_on_open(!fresh)
+            .create(&path)
+    }))
+    .map_err(|panic| damaged(&path, panic_text(panic.as_ref())))?
+    .map_err(|error| refuse(&path, error))?;
+
+    catch_unwind(AssertUnwindSafe(|| upgrade(&database, &path)))
+        .map_err(|panic| damaged(&path, panic_text(panic.as_ref())))??;
+    if fresh {
+        sync_directory(&directory)?;
+    }
+    Ok((database, path))
+}
+
+/// Creates the file readable by its owner only; tells whether it is new.
+fn prepare_file(path: &Path) -> Result<bool> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+        .open(path)
+        .map_err(|source| io("opening", path, source))?;
+    let metadata = file.metadata().map_err(|source| io("examining", path, source))?;
+    if !metadata.is_file() {
+        return Err(damaged(path, "not a regular file".to_owned()));
+    }
+    Ok(metadata.size() == 0)
+}
+
+/// Brings the tables to the present layout in one transaction.
+fn upgrade(database: &Database, path: &Path) -> Result<()> {
+    let failed = |error: redb::Error| storage("preparing", path, error);
+    let transaction = database.begin_write().map_err(|error| failed(error.into()))?;
+    let found = {
+        let meta = transaction
+            .open_table(Table::Meta.definition())
+            .map_err(|error| damaged(path, error.to_string()))?;
+        let value = meta.get(VERSION_KEY).map_err(|error| failed(error.into()))?;
+        value.map(|value| value.value().to_vec())
+    };
+    match found.as_deref().map(<[u8; 4]>::try_from) {
+        Some(Ok(version)) if u32::from_le_bytes(version) == VERSION => {
+            check_tables(&transaction, path)?;
+            return transaction.abort().map_err(|error| failed(error.into()));
+        }
+        Some(Ok(version)) => {
+            let version = u32::from_le_bytes(version);
+            let reason = if version > VERSION {
+                format!("layout {version} was written by a newer release, this one knows {VERSION}")
+            } else {
+                format!("layout {version} is unknown")
+            };
+            return Err(damaged(path, reason));
+        }
+        Some(Err(_)) => return Err(damaged(path, "the layout version is malformed".to_owned())),
+        None if !is_empty(&transaction, path)? => {
+            return Err(damaged(path, "not a database of this daemon".to_owned()));
+        }
+        None => {}
+    }
+    check_tables(&transaction, path)?;
+    {
+        let mut meta = transaction
+            .open_table(Table::Meta.definition())
+            .map_err(|error| failed(error.into()))?;
+        meta.insert(VERSION_KEY, VERSION.to_le_bytes().as_slice())
+            .map_err(|error| failed(error.into()))?;
+    }
+    transaction.commit().map_err(|error| failed(error.into()))
+}
+
+/// Opens, and where missing creates, every table.
+fn check_tables(transaction: &redb::WriteTransaction, path: &Path) -> Result<()> {
+    for table in Table::ALL {
+        transaction
+            .open_table(table.definition())
+            .map_err(|error| damaged(path, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Whether the file holds no table but the one just opened.
+fn is_empty(transaction: &redb::WriteTransaction, path: &Path) -> Result<bool> {
+    let tables = transaction
+        .list_tables()
+        .map_err(|error| storage("reading", path, error.into()))?
+        .count();
+    Ok(tables <= 1)
+}
+
+fn refuse(path: &Path, error: DatabaseError) -> Error {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
+        DatabaseError::Storage(StorageError::Io(source))
+            if !matches!(
+                source.kind(),
+                std::io::ErrorKind::InvalidData
+                    | std::io::ErrorKind::UnexpectedEof
+                    | std::io::ErrorKind::InvalidInput
+            ) =>
+        {
+            io("opening", path, source)
+        }
+        other => damaged(path, other.to_string()),
+    }
+}
+
+fn sync_directory(directory: &Path) -> Result<()> {
+    std::fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| io("syncing", directory, source))
+}
+
+fn damaged(path: &Path, reason: String) -> Error {
+    Error::Damaged { path: path.to_owned(), reason }
+}
+
+fn io(op: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::Io { op, path: path.to_owned(), source }
+}
+
+/// Where clients and tools expect the metadata plugin's state.
+const DIRECTORY: &str = "io.containerd.metadata.v1.bolt";
+
+const FILE: &str = "meta.redb";
+
+/// Page cache. The whole database of a busy host (10^5 objects) fits several times.
+const CACHE_SIZE_BYTES: usize = 64 << 20;
