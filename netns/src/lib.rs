@@ -1,1 +1,66 @@
-//! Network namespaces.
+//! Network namespaces and interfaces, created, pinned, watched, changed and
+//! deleted without a daemon.
+//!
+//! [`NetnsRoot`] owns one directory of pinned namespaces. [`Netns`] is a
+//! handle on one of them (or on the host's): links of every kind the kernel
+//! has, addresses, routes, rules, neighbours, sysctls, bandwidth limits and
+//! counters. [`Plan`] makes ordered changes over several namespaces and takes
+//! them back when one fails; [`Monitor`] reports what happens in all of them
+//! through one socket.
+//!
+//! ```no_run
+//! use crated_netns::{NetnsRoot, NetnsSpec, Propagation};
+//!
+//! # fn main() -> Result<(), crated_netns::Error> {
+//! let root = NetnsRoot::open("/run/crated/netns", Propagation::Private)?;
+//! let web = root.create(&"web".parse()?, &NetnsSpec::default())?;
+//! println!("{}", web.path().display());
+//! web.delete(&Default::default())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! All calls block and may be made from any thread, including threads of an
+//! async runtime's blocking pool: the caller's thread never changes
+//! namespace. Work runs on two threads owned by the root, one for changes and
+//! one for reads, which visit a namespace just long enough to open a socket
+//! or write a sysctl. A thread that panics or cannot return home ends and is
+//! replaced; it is never used again.
+//!
+//! A handle keeps no descriptor open: a kept one would keep a deleted
+//! namespace alive. Each operation opens the pin, checks that it is still the
+//! namespace the handle was made for, and closes it.
+//!
+//! The root's *home* is the network and mount namespace of the thread that
+//! called [`NetnsRoot::open`].
+//!
+//! # What it does not do
+//!
+//! No address management (the caller chooses every address), no DNS, no port
+//! mapping, no packet filter, no CNI configuration. Namespaces owned by a user
+//! namespace are not supported.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("network namespaces exist on Linux only");
+
+mod error;
+mod link;
+mod monitor;
+mod names;
+mod namespace;
+mod root;
+mod session;
+mod sysctl;
+
+pub mod netlink;
+mod sys;
+
+pub use error::{Error, KernelError, Result};
+pub use names::{AltName, IfName, Mac, NetnsName};
+pub use namespace::{DeleteOpts, Deleted, Holder, HolderKind, Netns, NetnsId, PinState};
+pub use root::{NetnsRoot, NetnsSpec, Pin, Propagation, RootOptions, Source, SweepReport};
+pub use sysctl::SysctlKey;
