@@ -20,23 +20,40 @@
 //! tree.close()?; // or drop it
 //! # Ok::<(), crated_mount::Error>(())
 //! ```
-#![cfg_attr(not(target_os = "linux"), allow(unused))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crated-mount speaks to the Linux kernel only");
 
 use std::path::Path;
 
+mod attach;
 mod backend;
+mod classic;
 mod detach;
 mod error;
+mod fuse;
 mod holders;
+pub mod idmap;
+mod loopdev;
+pub mod mountinfo;
+pub mod options;
+mod overlay;
+mod read_only;
+mod request;
+mod staging;
+mod sys;
+mod target;
 mod temp;
 
 pub use backend::Backend;
-pub use detach::{DetachFlags, detach, detach_all, detach_recursive, detach_recursive_with};
+pub use detach::{
+    BUSY_WAIT_MAX, DetachFlags, detach, detach_all, detach_recursive, detach_recursive_with,
+};
 pub use error::{Attempt, Error, Result};
-pub use holders::{Holder, HolderUse, holders};
+pub use holders::{HOLDERS_MAX, Holder, HolderUse, holders};
+pub use loopdev::LoopDevice;
+pub use overlay::{LAYERS_MAX, escape_layer};
+pub use read_only::read_only;
 pub use temp::TempMount;
 
 /// What to mount: plain data, as it travels between components.
@@ -99,13 +116,4 @@ pub fn attach_all(mounts: &[Mount], root: &Path) -> Result<()> {
 /// Those of [`attach_all`].
 pub fn attach_all_with(mounts: &[Mount], root: &Path, backend: Backend) -> Result<()> {
     backend::attach_all(mounts, root, backend)
-}
-
-/// The same tree, but nobody can write to it.
-///
-/// An overlay loses `upperdir`, `workdir` and its id mapping, and its upper
-/// directory becomes the first lower one; a bind has `rw` replaced by `ro`.
-/// Other mounts gain `ro`.
-pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
-    mounts.to_vec()
 }
