@@ -107,9 +107,10 @@ pub(crate) async fn delete(daemon: &Daemon, id: &str, keep_snapshot: bool) -> Re
     let request = GetRequest { container_id: id.to_owned(), ..GetRequest::default() };
     match client!(daemon, TasksClient).get(request).await.map_err(Error::from) {
         Ok(answer) => {
-            let status = answer.into_inner().process.map(|process| process.status());
-            if !matches!(status, Some(Status::Stopped | Status::Created)) {
-                let reason = format!("cannot delete a non stopped container: {status:?}");
+            let status = answer.into_inner().process.unwrap_or_default().status();
+            if !matches!(status, Status::Stopped | Status::Created) {
+                let status = super::tasks::word(status);
+                let reason = format!("cannot delete a non stopped container {id:?}: {status}");
                 return Err(Error::Refused(reason));
             }
             super::tasks::delete(daemon, id, "").await?;

@@ -87,7 +87,7 @@ fn list(namespaces: Vec<Namespace>, quiet: bool) {
         namespaces.iter().for_each(|namespace| output::line(&namespace.name));
         return;
     }
-    let mut table = Table::new(Padding::Wide, ["NAME", "LABELS", ""]);
+    let mut table = Table::new(Padding::Tight, ["NAME", "LABELS", ""]);
     for Namespace { name, labels } in namespaces {
         let labels = output::labels(&labels);
         let labels = if labels == "-" { String::new() } else { labels };

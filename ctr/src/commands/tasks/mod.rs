@@ -172,7 +172,7 @@ fn list(tasks: Vec<Process>, quiet: bool) {
     let mut table = Table::new(Padding::Wide, ["TASK", "PID", "STATUS", ""]);
     for task in tasks {
         let status = word(task.status()).to_owned();
-        table.row([task.id, task.pid.to_string(), status, String::new()]);
+        table.row([task.id, task.pid.to_string(), status]);
     }
     table.print();
 }
@@ -183,13 +183,14 @@ async fn processes(daemon: &Daemon, id: String) -> Result<()> {
     let mut table = Table::new(Padding::Wide, ["PID", "INFO", ""]);
     for process in answer.processes {
         let info = process.info.map_or("-".to_owned(), |info| info.type_url);
-        table.row([process.pid.to_string(), info, String::new()]);
+        table.row([process.pid.to_string(), info]);
     }
     table.print();
     Ok(())
 }
 
-fn word(status: Status) -> &'static str {
+/// A status as it is listed.
+pub(crate) fn word(status: Status) -> &'static str {
     match status {
         Status::Created => "CREATED",
         Status::Running => "RUNNING",
