@@ -37,13 +37,7 @@ pub struct Body {
 impl Body {
     /// A body of `len_bytes` bytes out of `chunks`; `what` names it in errors.
     pub fn new(what: impl Into<String>, chunks: Box<dyn Chunks>, len_bytes: u64) -> Self {
-        Self {
-            chunks,
-            what: what.into(),
-            len_bytes,
-            position_bytes: 0,
-            done: false,
-        }
+        Self { chunks, what: what.into(), len_bytes, position_bytes: 0, done: false }
     }
 
     /// A body that is in memory already.
@@ -78,10 +72,7 @@ impl Body {
                 let next = self.position_bytes + bytes.len() as u64;
                 if next > self.len_bytes {
                     self.done = true;
-                    return Err(Error::Oversized {
-                        what: self.what.clone(),
-                        want: self.len_bytes,
-                    });
+                    return Err(Error::Oversized { what: self.what.clone(), want: self.len_bytes });
                 }
                 self.position_bytes = next;
                 Ok(Some(bytes))
@@ -112,10 +103,7 @@ impl Body {
     /// otherwise as [`Body::chunk`].
     pub async fn collect(mut self, limit_bytes: u64) -> Result<Bytes> {
         if self.len_bytes > limit_bytes {
-            return Err(Error::LimitExceeded {
-                what: self.what,
-                limit: limit_bytes,
-            });
+            return Err(Error::LimitExceeded { what: self.what, limit: limit_bytes });
         }
         let mut whole = Vec::new();
         while let Some(bytes) = self.chunk().await? {
@@ -146,9 +134,7 @@ pub trait Source: Send + Sync {
 #[async_trait]
 impl Source for Bytes {
     async fn open(&self, offset: u64) -> Result<Body> {
-        let offset = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(self.len());
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
         Ok(Body::from_bytes(self.slice(offset..)))
     }
 }
@@ -169,27 +155,13 @@ impl FileSource {
 #[async_trait]
 impl Source for FileSource {
     async fn open(&self, offset: u64) -> Result<Body> {
-        let mut file = tokio::fs::File::open(&self.path)
-            .await
-            .map_err(Error::io("open", &self.path))?;
-        let len = file
-            .metadata()
-            .await
-            .map_err(Error::io("stat", &self.path))?
-            .len();
-        file.seek(std::io::SeekFrom::Start(offset))
-            .await
-            .map_err(Error::io("seek", &self.path))?;
+        let mut file =
+            tokio::fs::File::open(&self.path).await.map_err(Error::io("open", &self.path))?;
+        let len = file.metadata().await.map_err(Error::io("stat", &self.path))?.len();
+        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(Error::io("seek", &self.path))?;
         let what = self.path.display().to_string();
-        let chunks = FileChunks {
-            file,
-            path: self.path.clone(),
-        };
-        Ok(Body::new(
-            what,
-            Box::new(chunks),
-            len.saturating_sub(offset),
-        ))
+        let chunks = FileChunks { file, path: self.path.clone() };
+        Ok(Body::new(what, Box::new(chunks), len.saturating_sub(offset)))
     }
 }
 
@@ -202,18 +174,13 @@ pub struct FetchSource {
 impl FetchSource {
     /// The content of `descriptor`, read through `fetcher`.
     pub fn new(fetcher: Arc<dyn Fetcher>, descriptor: Descriptor) -> Self {
-        Self {
-            fetcher,
-            descriptor,
-        }
+        Self { fetcher, descriptor }
     }
 }
 
 impl fmt::Debug for FetchSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("FetchSource")
-            .field(&self.descriptor.digest)
-            .finish()
+        f.debug_tuple("FetchSource").field(&self.descriptor.digest).finish()
     }
 }
 
@@ -242,11 +209,7 @@ struct FileChunks {
 impl Chunks for FileChunks {
     async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let mut buffer = bytes::BytesMut::with_capacity(FILE_CHUNK_BYTES);
-        let read = self
-            .file
-            .read_buf(&mut buffer)
-            .await
-            .map_err(Error::io("read", &self.path))?;
+        let read = self.file.read_buf(&mut buffer).await.map_err(Error::io("read", &self.path))?;
         Ok((read > 0).then(|| buffer.freeze()))
     }
 }

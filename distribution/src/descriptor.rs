@@ -22,18 +22,10 @@ pub struct Descriptor {
     #[serde(rename = "size", deserialize_with = "size")]
     pub size_bytes: u64,
     /// Other places that may hold the bytes; from an untrusted document, so off by default.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "nullable"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
     pub urls: Vec<String>,
     /// Free-form metadata.
-    #[serde(
-        default,
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "nullable"
-    )]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
     /// What the image behind this descriptor runs on; in indexes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,10 +66,7 @@ impl Descriptor {
     /// [`Error::InvalidDocument`] naming the digest and the field.
     pub fn check(&self) -> Result<()> {
         let refuse = |reason: &str| {
-            Err(Error::document(
-                format!("descriptor {}", self.digest),
-                reason.to_owned(),
-            ))
+            Err(Error::document(format!("descriptor {}", self.digest), reason.to_owned()))
         };
         if self.size_bytes > i64::MAX as u64 {
             return refuse("size does not fit 63 bits");
@@ -99,9 +88,7 @@ impl Descriptor {
     /// The embedded bytes, when they are there and are what the digest names.
     pub fn embedded(&self) -> Option<Vec<u8>> {
         use base64::Engine as _;
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(self.data.as_ref()?)
-            .ok()?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(self.data.as_ref()?).ok()?;
         let mut hasher = crate::digest::Hasher::new(self.digest.algorithm());
         hasher.update(&bytes);
         (bytes.len() as u64 == self.size_bytes && hasher.finish() == self.digest).then_some(bytes)
@@ -117,12 +104,7 @@ impl TryFrom<&oci_spec::image::Descriptor> for Descriptor {
             digest: Digest::parse(other.digest().as_ref())?,
             size_bytes: other.size(),
             urls: other.urls().clone().unwrap_or_default(),
-            annotations: other
-                .annotations()
-                .clone()
-                .unwrap_or_default()
-                .into_iter()
-                .collect(),
+            annotations: other.annotations().clone().unwrap_or_default().into_iter().collect(),
             platform: other.platform().as_ref().map(Platform::from),
             artifact_type: other.artifact_type().as_ref().map(ToString::to_string),
             data: other.data().clone(),
@@ -137,13 +119,10 @@ impl TryFrom<&Descriptor> for oci_spec::image::Descriptor {
 
     fn try_from(own: &Descriptor) -> Result<Self> {
         let digest: oci_spec::image::Digest =
-            own.digest
-                .as_str()
-                .parse()
-                .map_err(|_| Error::InvalidDigest {
-                    input: own.digest.to_string(),
-                    reason: "unknown to the image specification's types",
-                })?;
+            own.digest.as_str().parse().map_err(|_| Error::InvalidDigest {
+                input: own.digest.to_string(),
+                reason: "unknown to the image specification's types",
+            })?;
         let mut other = Self::new(own.media_type.as_str().into(), own.size_bytes, digest);
         if !own.urls.is_empty() {
             other.set_urls(Some(own.urls.clone()));

@@ -71,23 +71,15 @@ impl Digest {
             let input = text.chars().take(INPUT_SHOWN_CHARS_MAX).collect();
             Error::InvalidDigest { input, reason }
         };
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| invalid("no algorithm"))?;
+        let (name, hex) = text.split_once(':').ok_or_else(|| invalid("no algorithm"))?;
         let algorithm = Algorithm::parse(name).ok_or_else(|| invalid("unsupported algorithm"))?;
         if hex.len() != algorithm.hex_len() {
             return Err(invalid("wrong length for its algorithm"));
         }
-        if !hex
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(invalid("not lower-case hexadecimal"));
         }
-        Ok(Self {
-            text: text.into(),
-            algorithm,
-        })
+        Ok(Self { text: text.into(), algorithm })
     }
 
     /// The SHA-256 digest of `bytes`.
@@ -193,10 +185,7 @@ impl Hasher {
             State::Sha512(hash) => (Algorithm::Sha512, hex(&hash.finalize())),
             State::Blake3(hash) => (Algorithm::Blake3, hex(hash.finalize().as_bytes())),
         };
-        Digest {
-            text: format!("{}:{text}", algorithm.name()).into(),
-            algorithm,
-        }
+        Digest { text: format!("{}:{text}", algorithm.name()).into(), algorithm }
     }
 }
 
@@ -208,13 +197,11 @@ impl fmt::Debug for Hasher {
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// How much of a refused digest an error repeats.

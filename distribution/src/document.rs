@@ -83,11 +83,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
     /// Free-form metadata.
-    #[serde(
-        default,
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "nullable"
-    )]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -110,11 +106,7 @@ pub struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
     /// Free-form metadata.
-    #[serde(
-        default,
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "nullable"
-    )]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -161,26 +153,15 @@ impl Document {
 
     fn check(&self, limits: &DocumentLimits) -> Result<()> {
         let (what, version, count, count_max, subject) = match self {
-            Self::Manifest(m) => (
-                "manifest",
-                m.schema_version,
-                m.layers.len(),
-                limits.layers_max,
-                &m.subject,
-            ),
-            Self::Index(i) => (
-                "index",
-                i.schema_version,
-                i.manifests.len(),
-                limits.manifests_max,
-                &i.subject,
-            ),
+            Self::Manifest(m) => {
+                ("manifest", m.schema_version, m.layers.len(), limits.layers_max, &m.subject)
+            }
+            Self::Index(i) => {
+                ("index", i.schema_version, i.manifests.len(), limits.manifests_max, &i.subject)
+            }
         };
         if version != 2 {
-            return Err(Error::document(
-                what,
-                format!("schema version {version}, not 2"),
-            ));
+            return Err(Error::document(what, format!("schema version {version}, not 2")));
         }
         if count > count_max {
             return Err(Error::LimitExceeded {
@@ -188,10 +169,7 @@ impl Document {
                 limit: count_max as u64,
             });
         }
-        self.children()
-            .into_iter()
-            .chain(subject)
-            .try_for_each(Descriptor::check)
+        self.children().into_iter().chain(subject).try_for_each(Descriptor::check)
     }
 }
 
@@ -227,17 +205,10 @@ impl ImageConfig {
     /// [`Error::LimitExceeded`] naming the bound; [`Error::InvalidDocument`] when it is malformed
     /// or its root file system is not made of layers.
     pub fn parse(bytes: bytes::Bytes, limits: &DocumentLimits) -> Result<Self> {
-        json::check(
-            "image config",
-            &bytes,
-            limits.shape(limits.config_bytes_max),
-        )?;
+        json::check("image config", &bytes, limits.shape(limits.config_bytes_max))?;
         let outline: Outline = read("image config", &bytes)?;
         if outline.rootfs.kind != "layers" {
-            return Err(Error::document(
-                "image config",
-                "rootfs type is not \"layers\"",
-            ));
+            return Err(Error::document("image config", "rootfs type is not \"layers\""));
         }
         if outline.rootfs.diff_ids.len() > limits.layers_max {
             return Err(Error::LimitExceeded {
@@ -245,11 +216,7 @@ impl ImageConfig {
                 limit: limits.layers_max as u64,
             });
         }
-        Ok(Self {
-            platform: outline.platform,
-            diff_ids: outline.rootfs.diff_ids,
-            raw: bytes,
-        })
+        Ok(Self { platform: outline.platform, diff_ids: outline.rootfs.diff_ids, raw: bytes })
     }
 
     /// Checks that manifest and configuration speak of the same layers.
@@ -283,11 +250,7 @@ impl ImageConfig {
 
 impl DocumentLimits {
     pub(crate) fn shape(&self, bytes_max: u64) -> Shape {
-        Shape {
-            bytes_max,
-            items_max: self.items_max,
-            depth_max: self.json_depth_max,
-        }
+        Shape { bytes_max, items_max: self.items_max, depth_max: self.json_depth_max }
     }
 }
 
@@ -321,16 +284,10 @@ fn kind(keys: &HashSet<String>) -> Result<Kind> {
         });
     }
     match (has("manifests"), has("config") || has("layers")) {
-        (true, true) => Err(Error::document(
-            "manifest",
-            "ambiguous: both an index and a manifest",
-        )),
+        (true, true) => Err(Error::document("manifest", "ambiguous: both an index and a manifest")),
         (true, false) => Ok(Kind::Index),
         (false, true) => Ok(Kind::Manifest),
-        (false, false) => Err(Error::document(
-            "manifest",
-            "neither an index nor a manifest",
-        )),
+        (false, false) => Err(Error::document("manifest", "neither an index nor a manifest")),
     }
 }
 
@@ -352,10 +309,7 @@ fn agree(kind: Kind, claimed: &str) -> Result<()> {
     };
     if !agrees {
         let shown: String = claimed.chars().take(100).collect();
-        return Err(Error::document(
-            "manifest",
-            format!("content is not of type {shown:?}"),
-        ));
+        return Err(Error::document("manifest", format!("content is not of type {shown:?}")));
     }
     Ok(())
 }

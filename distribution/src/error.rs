@@ -44,11 +44,7 @@ pub enum Error {
     /// Our own policy refuses to send the request: a redirect, realm or upload location leads
     /// somewhere the configuration does not trust.
     #[error("refused to follow {url} named by {host}: {reason}")]
-    Refused {
-        host: String,
-        url: String,
-        reason: &'static str,
-    },
+    Refused { host: String, url: String, reason: &'static str },
     /// The other side, or this crate, does not implement what was asked for.
     #[error("unsupported: {what}")]
     Unsupported { what: String },
@@ -63,70 +59,36 @@ pub enum Error {
     DigestMismatch { expected: Digest, actual: Digest },
     /// The registry answered with a status that means failure.
     #[error("unexpected status from {method} request to {url}: {status}{message}")]
-    Status {
-        method: &'static str,
-        url: String,
-        status: u16,
-        message: String,
-    },
+    Status { method: &'static str, url: String, status: u16, message: String },
     /// The registry asks to come back later; attempts were used up.
     #[error("{host}: too many requests, try again later")]
-    TooManyRequests {
-        host: String,
-        retry_after: Option<Duration>,
-    },
+    TooManyRequests { host: String, retry_after: Option<Duration> },
     /// The connection could not be made or broke. `reason` holds the whole cause.
     #[error("{method} {url}: {reason}")]
-    Transport {
-        method: &'static str,
-        url: String,
-        reason: String,
-    },
+    Transport { method: &'static str, url: String, reason: String },
     /// The other side was too slow in `step`.
     #[error("{host}: {step} took longer than {limit:?}: i/o timeout")]
-    Timeout {
-        host: String,
-        step: &'static str,
-        limit: Duration,
-    },
+    Timeout { host: String, step: &'static str, limit: Duration },
     /// A configuration file is unusable.
     #[error("{}:{line}: {reason}", path.display())]
-    Config {
-        path: PathBuf,
-        line: usize,
-        reason: String,
-    },
+    Config { path: PathBuf, line: usize, reason: String },
     /// A credential helper or configuration could not answer for `host`.
     #[error("credentials for {host}: {reason}")]
     Credentials { host: String, reason: String },
     /// The filesystem refused `op` on `path`.
     #[error("{op} {}: {source}", path.display())]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { op: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl Error {
     /// Whether the error says that the object does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self,
-            Self::NotFound { .. } | Self::Status { status: 404, .. }
-        )
+        matches!(self, Self::NotFound { .. } | Self::Status { status: 404, .. })
     }
 
     /// Whether other credentials could help.
     pub fn is_denied(&self) -> bool {
-        matches!(
-            self,
-            Self::Denied { .. }
-                | Self::Status {
-                    status: 401 | 403,
-                    ..
-                }
-        )
+        matches!(self, Self::Denied { .. } | Self::Status { status: 401 | 403, .. })
     }
 
     /// Whether the same request may succeed later without any change by the caller.
@@ -142,10 +104,7 @@ impl Error {
     }
 
     pub(crate) fn document(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::InvalidDocument {
-            what: what.into(),
-            reason: reason.into(),
-        }
+        Self::InvalidDocument { what: what.into(), reason: reason.into() }
     }
 
     pub(crate) fn not_found(what: impl Into<String>) -> Self {

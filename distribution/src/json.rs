@@ -30,31 +30,16 @@ pub(crate) fn check(what: &str, bytes: &[u8], shape: Shape) -> Result<HashSet<St
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err(Error::document(what, "starts with a byte order mark"));
     }
-    let mut walk = Walk {
-        items: 0,
-        shape,
-        keys: HashSet::new(),
-        exceeded: None,
-    };
+    let mut walk = Walk { items: 0, shape, keys: HashSet::new(), exceeded: None };
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let result = Value {
-        walk: &mut walk,
-        depth: 0,
-    }
-    .deserialize(&mut deserializer)
-    .and_then(|()| deserializer.end());
+    let result = Value { walk: &mut walk, depth: 0 }
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end());
     if let Some((limit, name)) = walk.exceeded {
-        return Err(Error::LimitExceeded {
-            what: format!("{what}: number of {name}"),
-            limit,
-        });
+        return Err(Error::LimitExceeded { what: format!("{what}: number of {name}"), limit });
     }
     result.map_err(|error| Error::document(what, error.to_string()))?;
-    let folded: HashSet<String> = walk
-        .keys
-        .iter()
-        .map(|key| key.to_ascii_lowercase())
-        .collect();
+    let folded: HashSet<String> = walk.keys.iter().map(|key| key.to_ascii_lowercase()).collect();
     if folded.len() != walk.keys.len() {
         return Err(Error::document(what, "keys that differ only in case"));
     }
@@ -131,13 +116,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq
-            .next_element_seed(Value {
-                walk: self.walk,
-                depth: self.depth + 1,
-            })?
-            .is_some()
-        {
+        while seq.next_element_seed(Value { walk: self.walk, depth: self.depth + 1 })?.is_some() {
             self.walk.item()?;
         }
         Ok(())
@@ -150,10 +129,7 @@ impl<'de> Visitor<'de> for Value<'_> {
             if keys.contains(&key) {
                 return Err(A::Error::custom("duplicate key"));
             }
-            map.next_value_seed(Value {
-                walk: self.walk,
-                depth: self.depth + 1,
-            })?;
+            map.next_value_seed(Value { walk: self.walk, depth: self.depth + 1 })?;
             keys.insert(key);
         }
         if self.depth == 0 {

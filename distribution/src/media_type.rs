@@ -138,8 +138,5 @@ fn layer(text: &str) -> MediaType {
         ".tar+zstd" | ".tar.zstd" => Compression::Zstd,
         _ => return MediaType::Other,
     };
-    MediaType::Layer {
-        compression,
-        distributable,
-    }
+    MediaType::Layer { compression, distributable }
 }

@@ -23,11 +23,7 @@ pub struct Platform {
     #[serde(default)]
     pub os: String,
     /// The version of the operating system; only Windows images use it.
-    #[serde(
-        rename = "os.version",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "os.version", default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
     /// Features the operating system must have.
     #[serde(
@@ -45,12 +41,7 @@ pub struct Platform {
 impl Platform {
     /// A platform without variant, version or features, normalized.
     pub fn new(os: &str, architecture: &str) -> Self {
-        Self {
-            os: os.into(),
-            architecture: architecture.into(),
-            ..Self::default()
-        }
-        .normalized()
+        Self { os: os.into(), architecture: architecture.into(), ..Self::default() }.normalized()
     }
 
     /// The platform this program runs on.
@@ -63,12 +54,7 @@ impl Platform {
             other => other,
         };
         let os = std::env::consts::OS;
-        Self {
-            os: os.into(),
-            architecture: architecture.into(),
-            ..Self::default()
-        }
-        .normalized()
+        Self { os: os.into(), architecture: architecture.into(), ..Self::default() }.normalized()
     }
 
     /// Parses `os[(version[+feature...])]/architecture[/variant]`, an operating system alone, or
@@ -93,10 +79,7 @@ impl Platform {
         }
         let mut platform = Self {
             os_version: version.map(str::to_owned),
-            os_features: features
-                .iter()
-                .map(|feature| (*feature).to_owned())
-                .collect(),
+            os_features: features.iter().map(|feature| (*feature).to_owned()).collect(),
             ..Self::default()
         };
         let host = Self::host();
@@ -150,10 +133,7 @@ impl Platform {
         Self {
             architecture,
             os: normalize_os(&self.os),
-            os_version: self
-                .os_version
-                .clone()
-                .filter(|version| !version.is_empty()),
+            os_version: self.os_version.clone().filter(|version| !version.is_empty()),
             os_features,
             variant,
         }
@@ -280,10 +260,7 @@ fn normalize_architecture(architecture: &str, variant: &str) -> (String, Option<
         ),
         other => (other, variant.as_str()),
     };
-    (
-        architecture.to_owned(),
-        (!variant.is_empty()).then(|| variant.to_owned()),
-    )
+    (architecture.to_owned(), (!variant.is_empty()).then(|| variant.to_owned()))
 }
 
 /// Words that alone name an operating system.

@@ -72,10 +72,7 @@ struct Ledger {
 impl Progress {
     /// An empty ledger.
     pub fn new() -> Self {
-        Self {
-            ledger: Arc::default(),
-            changes: Arc::new(watch::Sender::new(0)),
-        }
+        Self { ledger: Arc::default(), changes: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Enters an object, or leaves it as it is when it was entered before.
@@ -113,20 +110,12 @@ impl Progress {
 
     /// All objects in the order they were entered.
     pub fn snapshot(&self) -> Vec<Entry> {
-        self.lock()
-            .entries
-            .iter()
-            .map(|(entry, _)| entry.clone())
-            .collect()
+        self.lock().entries.iter().map(|(entry, _)| entry.clone()).collect()
     }
 
     /// A watcher that first sees everything entered so far.
     pub fn watch(&self) -> Watch {
-        Watch {
-            progress: self.clone(),
-            changes: self.changes.subscribe(),
-            seen: None,
-        }
+        Watch { progress: self.clone(), changes: self.changes.subscribe(), seen: None }
     }
 
     /// Counts the bytes of a body as downloaded for `name`, from `offset` on.
@@ -137,11 +126,7 @@ impl Progress {
 
     /// Counts the bytes of a source as uploaded for `name`.
     pub fn source<'s>(&self, name: &str, source: &'s dyn Source) -> impl Source + use<'s> {
-        Counted {
-            progress: self.clone(),
-            name: name.to_owned(),
-            source,
-        }
+        Counted { progress: self.clone(), name: name.to_owned(), source }
     }
 
     fn counted(&self, name: &str, body: Body, offset: u64) -> Body {
@@ -189,9 +174,7 @@ impl Default for Progress {
 
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress")
-            .field("entries", &self.lock().entries.len())
-            .finish()
+        f.debug_struct("Progress").field("entries", &self.lock().entries.len()).finish()
     }
 }
 
@@ -235,9 +218,7 @@ impl Watch {
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch")
-            .field("seen", &self.seen)
-            .finish_non_exhaustive()
+        f.debug_struct("Watch").field("seen", &self.seen).finish_non_exhaustive()
     }
 }
 
@@ -253,8 +234,7 @@ impl Chunks for CountedBody {
     async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let chunk = self.body.chunk().await?;
         if chunk.is_some() {
-            self.progress
-                .done(&self.name, self.offset + self.body.position_bytes());
+            self.progress.done(&self.name, self.offset + self.body.position_bytes());
         }
         Ok(chunk)
     }

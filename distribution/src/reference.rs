@@ -92,10 +92,7 @@ impl Reference {
     /// The same name pinned to a digest; a tag stays.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self {
-            digest: Some(digest),
-            ..self.clone()
-        }
+        Self { digest: Some(digest), ..self.clone() }
     }
 
     /// The same repository with a tag and no digest.
@@ -108,11 +105,7 @@ impl Reference {
             input: tag.chars().take(INPUT_SHOWN_CHARS_MAX).collect(),
             reason,
         })?;
-        Ok(Self {
-            tag: Some(tag.to_owned()),
-            digest: None,
-            ..self.clone()
-        })
+        Ok(Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
     }
 }
 
@@ -145,9 +138,7 @@ pub(crate) fn check_host(host: &str) -> Result<(), &'static str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']').ok_or("unclosed bracket in host")?;
-            address
-                .parse::<Ipv6Addr>()
-                .map_err(|_| "malformed IPv6 address in host")?;
+            address.parse::<Ipv6Addr>().map_err(|_| "malformed IPv6 address in host")?;
             let port = match port {
                 "" => None,
                 port => Some(port.strip_prefix(':').ok_or("malformed port")?),
@@ -174,9 +165,7 @@ pub(crate) fn check_host(host: &str) -> Result<(), &'static str> {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -205,9 +194,7 @@ pub(crate) fn check_repository(repository: &str) -> Result<(), &'static str> {
                 return Err("repository component must be lower-case letters and digits");
             }
             rest = &rest[word..];
-            let end = rest
-                .find(|c| !matches!(c, '.' | '_' | '-'))
-                .unwrap_or(rest.len());
+            let end = rest.find(|c| !matches!(c, '.' | '_' | '-')).unwrap_or(rest.len());
             (separators, rest) = rest.split_at(end);
             let valid = matches!(separators, "" | "." | "_" | "__")
                 || separators.bytes().all(|byte| byte == b'-');

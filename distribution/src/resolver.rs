@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use crate::body::{Body, Source};
 use crate::descriptor::Descriptor;
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::reference::Reference;
 
@@ -46,10 +47,7 @@ pub struct Resolved {
 impl Resolved {
     /// An answer.
     pub fn new(reference: Reference, descriptor: Descriptor) -> Self {
-        Self {
-            reference,
-            descriptor,
-        }
+        Self { reference, descriptor }
     }
 }
 
@@ -68,6 +66,13 @@ pub trait Fetcher: Send + Sync {
     /// - [`Error::NotFound`](crate::Error::NotFound): nowhere there.
     /// - [`Error::InvalidArgument`](crate::Error::InvalidArgument): `offset` is past the end.
     async fn fetch(&self, descriptor: &Descriptor, offset: u64) -> Result<Body>;
+
+    /// Tells that what was fetched last for `digest` was not what the digest names. Says whether
+    /// there is another place to fetch it from, which the next call of [`Fetcher::fetch`] uses.
+    fn distrust(&self, digest: &Digest) -> bool {
+        let _ = digest;
+        false
+    }
 }
 
 /// Writes content.

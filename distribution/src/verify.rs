@@ -32,20 +32,12 @@ impl Verifier {
             });
         }
         let hasher = Some(Hasher::new(descriptor.digest.algorithm()));
-        Ok(Self {
-            body,
-            hasher,
-            expected: descriptor.digest.clone(),
-        })
+        Ok(Self { body, hasher, expected: descriptor.digest.clone() })
     }
 
     /// Continues a body that was read before up to where `hasher` stands.
     pub fn resume(body: Body, hasher: Hasher, descriptor: &Descriptor) -> Self {
-        Self {
-            body,
-            hasher: Some(hasher),
-            expected: descriptor.digest.clone(),
-        }
+        Self { body, hasher: Some(hasher), expected: descriptor.digest.clone() }
     }
 
     /// The next piece, `None` once the whole content has arrived and is what it should be.
@@ -64,10 +56,7 @@ impl Verifier {
         if let Some(hasher) = self.hasher.take() {
             let actual = hasher.finish();
             if actual != self.expected {
-                return Err(Error::DigestMismatch {
-                    expected: self.expected.clone(),
-                    actual,
-                });
+                return Err(Error::DigestMismatch { expected: self.expected.clone(), actual });
             }
         }
         Ok(None)

@@ -33,20 +33,12 @@ pub struct WalkOptions {
 impl WalkOptions {
     /// Everything, for every platform.
     pub fn all() -> Self {
-        Self {
-            platforms: Arc::new(All),
-            manifests_max: None,
-            limits: DocumentLimits::default(),
-        }
+        Self { platforms: Arc::new(All), manifests_max: None, limits: DocumentLimits::default() }
     }
 
     /// The one best image for `platforms`.
     pub fn best(platforms: impl Matcher + 'static) -> Self {
-        Self {
-            platforms: Arc::new(platforms),
-            manifests_max: Some(1),
-            ..Self::all()
-        }
+        Self { platforms: Arc::new(platforms), manifests_max: Some(1), ..Self::all() }
     }
 }
 
@@ -176,12 +168,7 @@ pub async fn walk(
             continue;
         }
         if !MediaType::of(&descriptor.media_type).is_document() {
-            nodes.push(Node {
-                descriptor,
-                document: None,
-                bytes: None,
-                parent,
-            });
+            nodes.push(Node { descriptor, document: None, bytes: None, parent });
             continue;
         }
         documents += 1;
@@ -201,18 +188,9 @@ pub async fn walk(
             }
         };
         let digest = descriptor.digest.clone();
-        queue.extend(
-            children
-                .into_iter()
-                .map(|child| (child, Some(digest.clone()), depth + 1)),
-        );
+        queue.extend(children.into_iter().map(|child| (child, Some(digest.clone()), depth + 1)));
         let (document, bytes) = (Some(document), Some(bytes));
-        nodes.push(Node {
-            descriptor,
-            document,
-            bytes,
-            parent,
-        });
+        nodes.push(Node { descriptor, document, bytes, parent });
     }
     Ok(nodes)
 }
@@ -233,35 +211,22 @@ pub async fn copy(
     let nodes = walk(&*fetcher, root, options).await?;
     for node in &nodes {
         let parents: Vec<String> = node.parent.iter().map(ToString::to_string).collect();
-        progress.add(
-            &reference_key(&node.descriptor),
-            &parents,
-            node.descriptor.size_bytes,
-        );
+        progress.add(&reference_key(&node.descriptor), &parents, node.descriptor.size_bytes);
     }
     for node in nodes.iter().rev() {
         let key = reference_key(&node.descriptor);
         if matches!(
             MediaType::of(&node.descriptor.media_type),
-            MediaType::Layer {
-                distributable: false,
-                ..
-            }
+            MediaType::Layer { distributable: false, .. }
         ) {
             progress.state(&key, State::Exists);
             continue;
         }
         let pushed = match &node.bytes {
-            Some(bytes) => {
-                pusher
-                    .push(&node.descriptor, &progress.source(&key, bytes))
-                    .await
-            }
+            Some(bytes) => pusher.push(&node.descriptor, &progress.source(&key, bytes)).await,
             None => {
                 let source = FetchSource::new(fetcher.clone(), node.descriptor.clone());
-                pusher
-                    .push(&node.descriptor, &progress.source(&key, &source))
-                    .await
+                pusher.push(&node.descriptor, &progress.source(&key, &source)).await
             }
         };
         match pushed {
@@ -298,11 +263,7 @@ async fn check_platform(
     manifest: &Manifest,
     options: &WalkOptions,
 ) -> Result<()> {
-    if !manifest.is_image()
-        || options
-            .platforms
-            .matches(&Platform::new("unknown", "unknown"))
-    {
+    if !manifest.is_image() || options.platforms.matches(&Platform::new("unknown", "unknown")) {
         return Ok(());
     }
     let config = fetch_config(fetcher, manifest, &options.limits).await?;
@@ -317,10 +278,7 @@ async fn check_platform(
 
 fn bound(what: &str, count: usize, count_max: usize) -> Result<()> {
     if count > count_max {
-        return Err(Error::LimitExceeded {
-            what: what.into(),
-            limit: count_max as u64,
-        });
+        return Err(Error::LimitExceeded { what: what.into(), limit: count_max as u64 });
     }
     Ok(())
 }

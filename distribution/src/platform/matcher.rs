@@ -47,10 +47,7 @@ impl OnlyOs {
     /// Accepts every platform with the operating system of `host`.
     pub fn new(host: &Platform) -> Self {
         let host = host.normalized();
-        Self {
-            preferred: Ordered::new(&candidates(&host)),
-            os: host.os,
-        }
+        Self { preferred: Ordered::new(&candidates(&host)), os: host.os }
     }
 }
 
@@ -80,9 +77,7 @@ impl Ordered {
     }
 
     fn rank(&self, platform: &Platform) -> Option<usize> {
-        self.0
-            .iter()
-            .position(|candidate| fits(candidate, platform))
+        self.0.iter().position(|candidate| fits(candidate, platform))
     }
 }
 
@@ -96,9 +91,7 @@ impl Matcher for Ordered {
         let rank = |platform: &Platform| self.rank(platform).unwrap_or(usize::MAX);
         // Of two that fit the same candidate, the one that uses more of its features was built
         // for it more closely.
-        rank(&a)
-            .cmp(&rank(&b))
-            .then_with(|| b.os_features.len().cmp(&a.os_features.len()))
+        rank(&a).cmp(&rank(&b)).then_with(|| b.os_features.len().cmp(&a.os_features.len()))
     }
 }
 
@@ -158,10 +151,7 @@ fn fits(candidate: &Platform, image: &Platform) -> bool {
     candidate.os == image.os
         && candidate.architecture == image.architecture
         && candidate.variant == image.variant
-        && image
-            .os_features
-            .iter()
-            .all(|feature| candidate.os_features.contains(feature))
+        && image.os_features.iter().all(|feature| candidate.os_features.contains(feature))
         && (candidate.os != "windows" || windows_fits(candidate, image))
 }
 
@@ -186,11 +176,7 @@ fn candidates(host: &Platform) -> Vec<Platform> {
     match host.architecture.as_str() {
         "amd64" => {
             let level = variant.strip_prefix('v').and_then(number).unwrap_or(1);
-            list.extend(
-                (2..level)
-                    .rev()
-                    .map(|n| with("amd64", Some(format!("v{n}")))),
-            );
+            list.extend((2..level).rev().map(|n| with("amd64", Some(format!("v{n}")))));
             if level > 1 {
                 list.push(with("amd64", None));
             }
@@ -201,11 +187,7 @@ fn candidates(host: &Platform) -> Vec<Platform> {
             list.extend((5..level).rev().map(|n| with("arm", Some(format!("v{n}")))));
         }
         "arm64" => {
-            list.extend(
-                arm64_candidates(variant)
-                    .into_iter()
-                    .map(|v| with("arm64", v)),
-            );
+            list.extend(arm64_candidates(variant).into_iter().map(|v| with("arm64", v)));
             list.extend((5..=8).rev().map(|n| with("arm", Some(format!("v{n}")))));
         }
         _ => {}
@@ -229,9 +211,7 @@ fn arm64_candidates(variant: &str) -> Vec<Option<String>> {
     };
     let below = |major, first: u32| (0..first).rev().map(move |minor| named(major, minor));
     match major {
-        9 => below(9, minor)
-            .chain(below(8, (minor + 5).min(9) + 1))
-            .collect(),
+        9 => below(9, minor).chain(below(8, (minor + 5).min(9) + 1)).collect(),
         8 => below(8, minor).collect(),
         _ => Vec::new(),
     }

@@ -134,3 +134,11 @@ impl Credentials for Static {
         Ok(known.or_else(hub).cloned())
     }
 }
+
+pub(crate) fn lookup<'a>(
+    host: &'a str,
+    reference: &'a str,
+    challenges: &'a [String],
+) -> Lookup<'a> {
+    Lookup { host, reference, challenges }
+}

@@ -18,18 +18,13 @@ pub struct DockerConfig {
 impl DockerConfig {
     /// The configuration file at `path`; helpers are given `deadline`.
     pub fn new(path: impl Into<PathBuf>, deadline: Duration) -> Self {
-        Self {
-            path: path.into(),
-            deadline,
-        }
+        Self { path: path.into(), deadline }
     }
 
     /// The user's own file: below `DOCKER_CONFIG`, else `.docker` in the home directory.
     pub fn of_user(deadline: Duration) -> Option<Self> {
         let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker"));
-        let dir = std::env::var_os("DOCKER_CONFIG")
-            .map(PathBuf::from)
-            .or_else(home)?;
+        let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home)?;
         Some(Self::new(dir.join("config.json"), deadline))
     }
 }

@@ -1,17 +1,39 @@
 //! Registries over http.
 
+mod auth;
+mod call;
+pub mod challenge;
+mod client;
 mod credentials;
 mod docker_config;
+mod endpoint;
+mod failure;
+mod fetch;
 mod hosts;
+mod hosts_toml;
+mod message;
 mod options;
+mod origin;
+mod push;
+mod repository;
+mod resolve;
+mod retry;
+mod tls;
+mod token;
+mod transport;
+mod upload;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use self::client::ClientParts;
 pub use self::credentials::{Anonymous, Credential, Credentials, Lookup, Secret, Static};
 pub use self::docker_config::DockerConfig;
+use self::fetch::RegistryFetcher;
 pub use self::options::{Hosts, Limits, RegistryOptions, Timeouts};
+use self::push::RegistryPusher;
+use self::repository::Repository;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -21,7 +43,7 @@ use crate::resolver::{Fetcher, Pusher, Resolved, Resolver};
 /// A client of registries that speak the distribution specification.
 #[derive(Debug, Clone)]
 pub struct RegistryResolver {
-    options: Arc<RegistryOptions>,
+    client: Arc<ClientParts>,
 }
 
 impl RegistryResolver {
@@ -31,9 +53,7 @@ impl RegistryResolver {
     ///
     /// [`Error::InvalidArgument`] for headers or certificates that are not.
     pub fn new(options: RegistryOptions) -> Result<Self> {
-        Ok(Self {
-            options: Arc::new(options),
-        })
+        Ok(Self { client: Arc::new(ClientParts::new(options)?) })
     }
 
     /// The tags of the repository of `reference`, as the registry orders them.
@@ -63,7 +83,7 @@ impl RegistryResolver {
     }
 
     fn missing<T>(&self, what: String) -> Result<T> {
-        let _ = &self.options;
+        let _ = &self.client;
         Err(Error::NotFound { what })
     }
 }
@@ -71,14 +91,16 @@ impl RegistryResolver {
 #[async_trait]
 impl Resolver for RegistryResolver {
     async fn resolve(&self, reference: &Reference) -> Result<Resolved> {
-        self.missing(reference.to_string())
+        Repository::new(&self.client, reference).await?.resolve().await
     }
 
     async fn fetcher(&self, reference: &Reference) -> Result<Box<dyn Fetcher>> {
-        self.missing(reference.to_string())
+        let repository = Repository::new(&self.client, reference).await?;
+        Ok(Box::new(RegistryFetcher::new(repository)))
     }
 
     async fn pusher(&self, reference: &Reference) -> Result<Box<dyn Pusher>> {
-        self.missing(reference.to_string())
+        let repository = Repository::new(&self.client, reference).await?;
+        Ok(Box::new(RegistryPusher::new(repository)))
     }
 }

@@ -101,18 +101,12 @@ pub struct Hosts {
 impl Hosts {
     /// Plain http everywhere.
     pub fn plain_http() -> Self {
-        Self {
-            plain_http: true,
-            ..Self::default()
-        }
+        Self { plain_http: true, ..Self::default() }
     }
 
     /// Endpoints from a directory tree.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self {
-            directories: vec![path.into()],
-            ..Self::default()
-        }
+        Self { directories: vec![path.into()], ..Self::default() }
     }
 }
 
