@@ -7,19 +7,13 @@ pub(crate) fn reference(reference: &str) -> Result<()> {
     let reason = if reference.is_empty() {
         "is empty".to_owned()
     } else if reference.len() > REFERENCE_LEN_MAX {
-        format!(
-            "has {} bytes, more than {REFERENCE_LEN_MAX}",
-            reference.len()
-        )
+        format!("has {} bytes, more than {REFERENCE_LEN_MAX}", reference.len())
     } else if reference.contains('\0') {
         "contains a NUL".to_owned()
     } else {
         return Ok(());
     };
-    Err(Error::InvalidArgument {
-        what: "reference",
-        reason,
-    })
+    Err(Error::InvalidArgument { what: "reference", reason })
 }
 
 /// Refuses labels that are too long or have no name.
@@ -34,10 +28,7 @@ pub(crate) fn labels(labels: &Labels) -> Result<()> {
         } else {
             continue;
         };
-        return Err(Error::InvalidArgument {
-            what: "label",
-            reason,
-        });
+        return Err(Error::InvalidArgument { what: "label", reason });
     }
     Ok(())
 }
@@ -51,24 +42,14 @@ pub(crate) fn commit(
     rehash: impl FnOnce() -> Result<Digest>,
 ) -> Result<Digest> {
     if let Some(expected) = commit.size_bytes.filter(|expected| *expected != size_bytes) {
-        return Err(Error::SizeMismatch {
-            expected,
-            actual: size_bytes,
-        });
+        return Err(Error::SizeMismatch { expected, actual: size_bytes });
     }
     let Some(expected) = &commit.digest else {
         return Ok(actual);
     };
-    let actual = if expected.algorithm() == actual.algorithm() {
-        actual
-    } else {
-        rehash()?
-    };
+    let actual = if expected.algorithm() == actual.algorithm() { actual } else { rehash()? };
     if actual != *expected {
-        return Err(Error::DigestMismatch {
-            expected: expected.clone(),
-            actual,
-        });
+        return Err(Error::DigestMismatch { expected: expected.clone(), actual });
     }
     Ok(actual)
 }

@@ -14,14 +14,10 @@ pub fn write_blob(
     bytes: &[u8],
 ) -> Result<Digest> {
     let digest = Digest::of(bytes);
-    let ingest = Ingest::new(reference)
-        .total(bytes.len() as u64)
-        .expected(digest.clone());
+    let ingest = Ingest::new(reference).total(bytes.len() as u64).expected(digest.clone());
     let stored = store.writer(&ingest).and_then(|mut writer| {
         writer.truncate()?;
-        writer
-            .write_all(bytes)
-            .map_err(|source| write_failed(reference, source))?;
+        writer.write_all(bytes).map_err(|source| write_failed(reference, source))?;
         writer.commit(&Commit::expecting(digest.clone()))
     });
     match stored {
@@ -51,11 +47,7 @@ pub fn copy(
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 let path = writer.status().reference.into();
-                return Err(Error::Io {
-                    op: "read the source of ingest",
-                    path,
-                    source: error,
-                });
+                return Err(Error::Io { op: "read the source of ingest", path, source: error });
             }
         };
         if let Err(error) = writer.write_all(&buffer[..count]) {
@@ -79,11 +71,7 @@ pub fn exists(provider: &(impl Provider + ?Sized), digest: &Digest) -> Result<bo
 }
 
 fn write_failed(reference: &str, source: std::io::Error) -> Error {
-    Error::Io {
-        op: "write to ingest",
-        path: reference.into(),
-        source,
-    }
+    Error::Io { op: "write to ingest", path: reference.into(), source }
 }
 
 /// Large enough that a system call per piece costs nothing, small enough to stay in cache.

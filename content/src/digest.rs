@@ -57,10 +57,7 @@ impl Digest {
             text.push(HEX[usize::from(byte >> 4)] as char);
             text.push(HEX[usize::from(byte & 15)] as char);
         }
-        Ok(Self {
-            text: text.into(),
-            algorithm,
-        })
+        Ok(Self { text: text.into(), algorithm })
     }
 
     /// The hash algorithm.
@@ -83,25 +80,16 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let invalid = |reason| Error::InvalidDigest {
-            text: shorten(text),
-            reason,
-        };
+        let invalid = |reason| Error::InvalidDigest { text: shorten(text), reason };
         let (name, hex) = text.split_once(':').ok_or_else(|| invalid("no colon"))?;
         let algorithm = Algorithm::from_name(name).ok_or_else(|| invalid("unknown algorithm"))?;
         if hex.len() != algorithm.size_bytes() * 2 {
             return Err(invalid("wrong length"));
         }
-        if !hex
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(invalid("not lower-case hex"));
         }
-        Ok(Self {
-            text: text.into(),
-            algorithm,
-        })
+        Ok(Self { text: text.into(), algorithm })
     }
 }
 
@@ -190,9 +178,7 @@ impl Algorithm {
 
     /// The algorithm called `name`, if it is one of the allowed.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|algorithm| algorithm.name() == name)
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 }
 

@@ -23,10 +23,7 @@ pub enum Error {
     AlreadyExists(Digest),
     /// Another live writer holds this reference. Retry once it is done.
     #[error("ingest {reference:?} is locked since {}", humane(*since))]
-    Locked {
-        reference: String,
-        since: SystemTime,
-    },
+    Locked { reference: String, since: SystemTime },
     /// The bytes received do not hash to the digest promised. Abort and fetch again.
     #[error("unexpected commit digest {actual}, expected {expected}")]
     DigestMismatch { expected: Digest, actual: Digest },
@@ -51,11 +48,7 @@ pub enum Error {
     Unavailable { reason: String },
     /// The operating system refused `op` on `path`.
     #[error("{op} {}", path.display())]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { op: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl Error {
@@ -63,10 +56,9 @@ impl Error {
     /// before a retry can succeed.
     pub fn is_storage_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             _ => false,
         }
     }

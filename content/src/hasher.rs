@@ -39,10 +39,7 @@ impl Hasher {
             Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
             Algorithm::Blake3 => State::Blake3(Box::default()),
         };
-        Self {
-            state,
-            size_bytes: 0,
-        }
+        Self { state, size_bytes: 0 }
     }
 
     /// The algorithm chosen at the start.
@@ -96,10 +93,7 @@ impl Hasher {
         if actual == *expected {
             return Ok(());
         }
-        Err(Error::DigestMismatch {
-            expected: expected.clone(),
-            actual,
-        })
+        Err(Error::DigestMismatch { expected: expected.clone(), actual })
     }
 
     /// The inner state as bytes, to continue in another process; `None` for blake3, whose tree

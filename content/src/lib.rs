@@ -45,6 +45,11 @@ mod lock;
 mod memory;
 mod read;
 mod store;
+mod sys;
+#[cfg(test)]
+mod testing;
+#[cfg(feature = "testsuite")]
+pub mod testsuite;
 
 pub use crate::copy::{copy, exists, write_blob};
 pub use crate::digest::{Algorithm, Digest};

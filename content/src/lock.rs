@@ -15,24 +15,10 @@ impl Locks {
     pub(crate) fn take(&self, reference: &str) -> Result<Guard> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = held.get(reference) {
-            return Err(Error::Locked {
-                reference: reference.to_owned(),
-                since: *since,
-            });
+            return Err(Error::Locked { reference: reference.to_owned(), since: *since });
         }
         held.insert(reference.to_owned(), SystemTime::now());
-        Ok(Guard {
-            locks: self.clone(),
-            reference: reference.to_owned(),
-        })
-    }
-
-    /// Whether a writer of `reference` is alive.
-    pub(crate) fn is_taken(&self, reference: &str) -> bool {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(reference)
+        Ok(Guard { locks: self.clone(), reference: reference.to_owned() })
     }
 }
 
@@ -45,11 +31,7 @@ pub(crate) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let mut held = self
-            .locks
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.remove(&self.reference);
     }
 }

@@ -56,10 +56,7 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,22 +117,14 @@ impl Partial {
 impl Provider for MemoryStore {
     fn info(&self, digest: &Digest) -> Result<Info> {
         let state = self.state();
-        let blob = state
-            .blobs
-            .get(digest)
-            .ok_or_else(|| Error::NotFound(digest.clone()))?;
+        let blob = state.blobs.get(digest).ok_or_else(|| Error::NotFound(digest.clone()))?;
         Ok(blob.info(digest))
     }
 
     fn reader(&self, digest: &Digest) -> Result<Box<dyn ReaderAt>> {
         let state = self.state();
-        let blob = state
-            .blobs
-            .get(digest)
-            .ok_or_else(|| Error::NotFound(digest.clone()))?;
-        Ok(Box::new(MemoryReader {
-            bytes: Arc::clone(&blob.bytes),
-        }))
+        let blob = state.blobs.get(digest).ok_or_else(|| Error::NotFound(digest.clone()))?;
+        Ok(Box::new(MemoryReader { bytes: Arc::clone(&blob.bytes) }))
     }
 }
 
@@ -178,28 +167,19 @@ impl IngestManager for MemoryStore {
 
     fn statuses(&self) -> Result<Vec<Status>> {
         let state = self.state();
-        Ok(state
-            .ingests
-            .iter()
-            .map(|(name, partial)| lock(partial).status(name))
-            .collect())
+        Ok(state.ingests.iter().map(|(name, partial)| lock(partial).status(name)).collect())
     }
 
     fn abort(&self, reference: &str) -> Result<()> {
         let removed = self.state().ingests.remove(reference);
-        removed
-            .map(drop)
-            .ok_or_else(|| Error::IngestNotFound(reference.to_owned()))
+        removed.map(drop).ok_or_else(|| Error::IngestNotFound(reference.to_owned()))
     }
 }
 
 impl Manager for MemoryStore {
     fn update(&self, digest: &Digest, update: &LabelUpdate) -> Result<Info> {
         let mut state = self.state();
-        let blob = state
-            .blobs
-            .get_mut(digest)
-            .ok_or_else(|| Error::NotFound(digest.clone()))?;
+        let blob = state.blobs.get_mut(digest).ok_or_else(|| Error::NotFound(digest.clone()))?;
         let labels = update.apply(&blob.labels);
         check::labels(&labels)?;
         blob.labels = labels;
@@ -226,9 +206,7 @@ impl Manager for MemoryStore {
 
     fn delete(&self, digest: &Digest) -> Result<()> {
         let removed = self.state().blobs.remove(digest);
-        removed
-            .map(drop)
-            .ok_or_else(|| Error::NotFound(digest.clone()))
+        removed.map(drop).ok_or_else(|| Error::NotFound(digest.clone()))
     }
 }
 
@@ -242,9 +220,7 @@ impl ReaderAt for MemoryReader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(self.bytes.len());
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
         let rest = &self.bytes[start..];
         let count = rest.len().min(buf.len());
         buf[..count].copy_from_slice(&rest[..count]);
@@ -295,10 +271,7 @@ impl Writer for MemoryWriter {
         let partial = lock(&self.partial);
         let size_bytes = partial.bytes.len() as u64;
         let digest = check::commit(commit, size_bytes, partial.hasher.digest(), || {
-            let expected = commit
-                .digest
-                .as_ref()
-                .map_or(Algorithm::Sha256, Digest::algorithm);
+            let expected = commit.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
             Ok(Digest::of_with(expected, &partial.bytes))
         })?;
         let labels = LabelUpdate::Replace(commit.labels.clone()).apply(&Labels::new());
@@ -316,12 +289,7 @@ impl Writer for MemoryWriter {
             return Err(Error::AlreadyExists(digest));
         }
         let now = SystemTime::now();
-        let blob = Blob {
-            bytes,
-            created_at: now,
-            updated_at: now,
-            labels,
-        };
+        let blob = Blob { bytes, created_at: now, updated_at: now, labels };
         let info = blob.info(&digest);
         state.blobs.insert(digest, blob);
         Ok(info)

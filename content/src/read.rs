@@ -48,13 +48,8 @@ pub fn read_blob(
         });
     }
     let mut bytes = Vec::new();
-    let corrupt = |reason: String| Error::Corrupt {
-        digest: digest.clone(),
-        reason,
-    };
-    reader(blob)
-        .read_to_end(&mut bytes)
-        .map_err(|error| corrupt(error.to_string()))?;
+    let corrupt = |reason: String| Error::Corrupt { digest: digest.clone(), reason };
+    reader(blob).read_to_end(&mut bytes).map_err(|error| corrupt(error.to_string()))?;
     if Digest::of_with(digest.algorithm(), &bytes) != *digest {
         return Err(corrupt("bytes do not match the digest".to_owned()));
     }

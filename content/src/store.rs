@@ -54,10 +54,7 @@ pub struct Ingest {
 impl Ingest {
     /// An ingest called `reference`, nothing known beforehand.
     pub fn new(reference: impl Into<String>) -> Self {
-        Self {
-            reference: reference.into(),
-            ..Self::default()
-        }
+        Self { reference: reference.into(), ..Self::default() }
     }
 
     /// Announces the size in bytes.
@@ -101,10 +98,7 @@ pub struct Commit {
 impl Commit {
     /// Demands the digest.
     pub fn expecting(digest: Digest) -> Self {
-        Self {
-            digest: Some(digest),
-            ..Self::default()
-        }
+        Self { digest: Some(digest), ..Self::default() }
     }
 }
 

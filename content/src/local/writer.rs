@@ -1,0 +1,552 @@
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use rustix::fs::OFlags;
+
+use crate::error::{Error, Result};
+use crate::local::checkpoint::{Checkpoint, Slots};
+use crate::local::dir::Dir;
+use crate::local::ingest::{self, Record};
+use crate::local::round::{Failure, Job, Source};
+use crate::local::sink::Sink;
+use crate::local::{Backend, Inner, labels, timestamp};
+use crate::lock::Guard;
+use crate::{
+    Algorithm, Commit, Digest, Hasher, Info, Ingest, LabelUpdate, Labels, Status, Writer, check,
+};
+
+/// The part of a writer the rest of the store may look at.
+#[derive(Debug)]
+pub(crate) struct Live {
+    state: Mutex<LiveState>,
+}
+
+#[derive(Debug)]
+pub(crate) struct LiveState {
+    pub(crate) status: Status,
+    pub(crate) fate: Fate,
+}
+
+/// What has been decided about a live ingest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Open,
+    Aborted,
+    /// Too late to abort.
+    Committing,
+}
+
+impl Live {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LiveState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A blob on its way into a directory.
+///
+/// The first bytes stay in memory: most blobs of an image are so small that giving them a
+/// directory of their own would cost more than everything else.
+#[derive(Debug)]
+pub(crate) struct LocalWriter {
+    store: Arc<Inner>,
+    live: Arc<Live>,
+    ingest: Ingest,
+    hasher: Hasher,
+    body: Body,
+    /// Set by the first failed write: what was taken since the last checkpoint is uncertain.
+    broken: bool,
+    /// Releases the reference, last.
+    _guard: Guard,
+}
+
+#[derive(Debug)]
+enum Body {
+    Small(Vec<u8>),
+    Spilled(Box<Spilled>),
+    /// Committed or given up.
+    Gone,
+}
+
+/// An ingest with a directory.
+#[derive(Debug)]
+struct Spilled {
+    dir: Arc<Dir>,
+    sink: Sink,
+    slots: Slots,
+    /// Waits for its bytes to land in the file.
+    pending: Option<Checkpoint>,
+    /// Where the next hash state is kept, in bytes from the start.
+    next_checkpoint: u64,
+    dir_is_synced: bool,
+}
+
+impl LocalWriter {
+    pub(crate) fn open(store: Arc<Inner>, ingest: &Ingest, guard: Guard) -> Result<Self> {
+        let key = ingest::key(&ingest.reference);
+        let mut ingest = ingest.clone();
+        ingest.total = ingest.total.filter(|total| *total > 0);
+        let record = store.read_ingest(&key)?;
+        let record = record.filter(|record| record.reference == ingest.reference);
+        let now = SystemTime::now();
+        let mut status = Status {
+            reference: ingest.reference.clone(),
+            offset: 0,
+            total: ingest.total,
+            expected: ingest.expected.clone(),
+            started_at: now,
+            updated_at: now,
+        };
+        let live =
+            |status| Arc::new(Live { state: Mutex::new(LiveState { status, fate: Fate::Open }) });
+        let Some(mut record) = record else {
+            // Whatever else bears the name is no ingest of ours.
+            store.remove_ingest(&key)?;
+            let small = ingest.total.is_none_or(|total| total <= SMALL_SIZE_BYTES as u64);
+            let hasher = Hasher::new(algorithm(ingest.expected.as_ref()));
+            let mut writer = Self {
+                live: live(status),
+                store,
+                ingest,
+                hasher,
+                body: Body::Small(Vec::new()),
+                broken: false,
+                _guard: guard,
+            };
+            if !small && let Err(error) = writer.spill() {
+                writer.body = Body::Gone;
+                // The failure that counts is the first.
+                let _ = writer.store.remove_ingest(&key);
+                return Err(error);
+            }
+            return Ok(writer);
+        };
+        if let (Some(recorded), Some(total)) = (record.total, ingest.total)
+            && recorded != total
+        {
+            tracing::info!(reference = ingest.reference, recorded, total, "ingest starts over");
+            (record.offset, record.checkpoint) = (0, None);
+        }
+        status.offset = record.offset;
+        status.total = ingest.total.or(record.total);
+        status.expected = ingest.expected.clone().or_else(|| record.expected.clone());
+        (status.started_at, status.updated_at) = (record.started_at, record.updated_at);
+        ingest.total = status.total;
+        ingest.expected = status.expected.clone();
+        let (spilled, hasher) = resume(&store, &key, &ingest, &status, &record)?;
+        Ok(Self {
+            live: live(status),
+            store,
+            ingest,
+            hasher,
+            body: Body::Spilled(Box::new(spilled)),
+            broken: false,
+            _guard: guard,
+        })
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Gives the ingest a directory and moves what is in memory there.
+    fn spill(&mut self) -> Result<()> {
+        let state = self.live.lock();
+        if state.fate == Fate::Aborted {
+            return Err(Error::IngestNotFound(self.ingest.reference.clone()));
+        }
+        let Body::Small(bytes) = &self.body else { return Ok(()) };
+        let parent = &self.store.layout.ingest;
+        let key = ingest::key(&self.ingest.reference);
+        let dir = parent.create_dir(&key, 0o755)?;
+        let slots = ingest::create(&dir, &self.ingest, &state.status, &[])?;
+        let failed = || dir.fail("write", "data");
+        let backend = self.store.backend_for(self.ingest.total);
+        let total = self.ingest.total;
+        let sink = Sink::open(&dir, "data", 0, total, backend).map_err(failed())?;
+        let mut spilled = Spilled::new(Arc::new(dir), sink, slots, 0);
+        let empty = Hasher::new(self.hasher.algorithm());
+        let start = Checkpoint::of(&empty, spilled.sink.length_is_progress(), self.store.epoch);
+        let dir = Arc::clone(&spilled.dir);
+        let failed = || dir.fail("write", "data");
+        spilled.slots.write(start, false).map_err(dir.fail("write", "checkpoint"))?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let count = spilled.sink.write(rest).map_err(failed())?;
+            rest = &rest[count..];
+        }
+        drop(state);
+        self.body = Body::Spilled(Box::new(spilled));
+        Ok(())
+    }
+
+    /// Takes all of `bytes`, hashing each piece while it is in cache.
+    fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if let Body::Small(buffer) = &mut self.body {
+            if buffer.len() + bytes.len() <= SMALL_SIZE_BYTES {
+                buffer.extend_from_slice(bytes);
+                self.hasher.update(bytes);
+                return Ok(());
+            }
+            self.spill().map_err(into_io)?;
+        }
+        let Body::Spilled(spilled) = &mut self.body else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        while !bytes.is_empty() {
+            let room = spilled.next_checkpoint - self.hasher.size_bytes();
+            let piece = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let count = spilled.sink.write(&bytes[..piece])?;
+            self.hasher.update(&bytes[..count]);
+            bytes = &bytes[count..];
+            if self.hasher.size_bytes() == spilled.next_checkpoint {
+                let by_length = spilled.sink.length_is_progress();
+                let reached = Checkpoint::of(&self.hasher, by_length, self.store.epoch);
+                spilled.pending = Some(reached);
+                spilled.next_checkpoint += CHECKPOINT_SIZE_BYTES;
+            }
+            spilled.keep_checkpoint(&self.store)?;
+        }
+        Ok(())
+    }
+
+    fn taken(&self, size_bytes: u64) {
+        let mut state = self.live.lock();
+        state.status.offset = size_bytes;
+        state.status.updated_at = SystemTime::now();
+    }
+
+    fn refuse_broken(&self) -> io::Result<()> {
+        match self.broken {
+            true => Err(io::Error::other("an earlier write of this ingest failed")),
+            false => Ok(()),
+        }
+    }
+
+    /// The digest of everything taken, under another algorithm than the running one.
+    fn rehash(&self, algorithm: Algorithm) -> Result<Digest> {
+        match &self.body {
+            Body::Small(bytes) => Ok(Digest::of_with(algorithm, bytes)),
+            Body::Spilled(spilled) => {
+                let mut hasher = Hasher::new(algorithm);
+                hash_file(spilled.sink.file(), &mut hasher, self.hasher.size_bytes())
+                    .map_err(spilled.dir.fail("read", "data"))?;
+                Ok(hasher.digest())
+            }
+            Body::Gone => Err(Error::IngestNotFound(self.ingest.reference.clone())),
+        }
+    }
+
+    /// Publishes what was verified. The digest is held by the caller.
+    fn publish(&mut self, digest: &Digest) -> Result<()> {
+        let mut temporary = None;
+        let (source, unsynced) = match &mut self.body {
+            Body::Small(bytes) => {
+                let (name, mut file) = self.store.layout.create_temporary(0o444)?;
+                temporary = Some(name.clone());
+                if let Err(error) = file.write_all(bytes) {
+                    self.store.drop_temporary(&name);
+                    return Err(self.store.layout.temporary.fail("write", &name)(error));
+                }
+                (Source::Temporary(name), Some(file))
+            }
+            Body::Spilled(spilled) => {
+                let file = spilled.sink.file();
+                let failed = || spilled.dir.fail("seal", "data");
+                file.set_permissions(PermissionsExt::from_mode(0o444)).map_err(failed())?;
+                rustix::fs::futimens(file, &labels::touch())
+                    .map_err(spilled.dir.fail("seal", "data"))?;
+                let file = file.try_clone().map_err(failed())?;
+                let unsynced = if self.hasher.size_bytes() > JOINT_SYNC_SIZE_BYTES_MAX {
+                    // On this thread, beside those of other large blobs.
+                    if let Err(error) = self.store.layout.sync_file(&file) {
+                        let error = spilled.dir.fail("sync", "data")(error);
+                        return Err(self.lose(error));
+                    }
+                    None
+                } else {
+                    Some(file)
+                };
+                (Source::Ingest(Arc::clone(&spilled.dir)), unsynced)
+            }
+            Body::Gone => return Err(Error::IngestNotFound(self.ingest.reference.clone())),
+        };
+        let job = Job { digest: digest.clone(), source, unsynced };
+        let outcome = self.store.rounds.publish(&self.store.layout, job);
+        if outcome.is_err()
+            && let Some(name) = temporary
+        {
+            self.store.drop_temporary(&name);
+        }
+        outcome.map_err(|failure| match failure {
+            Failure::Sync(error) => self.lose(error),
+            Failure::Missing => Error::IngestNotFound(self.ingest.reference.clone()),
+            Failure::Publish(error) => error,
+        })
+    }
+
+    /// After a failed sync the cache may hold bytes the disk does not, marked clean: a later sync
+    /// would succeed and prove nothing. So they are dropped.
+    fn lose(&mut self, error: Error) -> Error {
+        if let Body::Spilled(spilled) = &mut self.body {
+            let cleared = spilled.slots.clear().and_then(|()| spilled.sink.truncate());
+            if let Err(error) = cleared {
+                tracing::warn!(reference = self.ingest.reference, %error, "cannot drop lost bytes");
+            }
+            self.broken = true;
+        }
+        error
+    }
+
+    fn try_commit(&mut self, commit: &Commit) -> Result<Info> {
+        let labels = LabelUpdate::Replace(commit.labels.clone()).apply(&Labels::new());
+        check::labels(&labels)?;
+        let failed = |source| Error::Io {
+            op: "finish ingest",
+            path: self.ingest.reference.clone().into(),
+            source,
+        };
+        self.refuse_broken().map_err(failed)?;
+        if let Body::Spilled(spilled) = &mut self.body
+            && let Err(error) = spilled.sink.settle()
+        {
+            self.broken = true;
+            return Err(failed(error));
+        }
+        let size_bytes = self.hasher.size_bytes();
+        let digest = check::commit(commit, size_bytes, self.hasher.digest(), || {
+            self.rehash(algorithm(commit.digest.as_ref()))
+        })?;
+        {
+            let mut state = self.live.lock();
+            if state.fate == Fate::Aborted {
+                return Err(Error::IngestNotFound(self.ingest.reference.clone()));
+            }
+            state.fate = Fate::Committing;
+        }
+        let store = Arc::clone(&self.store);
+        let held = store.busy.hold(&digest);
+        if store.is_stored(&digest, size_bytes)? {
+            self.discard();
+            return Err(Error::AlreadyExists(digest));
+        }
+        if labels.is_empty() {
+            labels::remove(&store.layout, &digest)?;
+        } else {
+            labels::write(&store.layout, &digest, &labels)?;
+        }
+        self.publish(&digest)?;
+        let info = store.info_of(&digest)?;
+        drop(held);
+        self.discard();
+        Ok(info)
+    }
+
+    /// Removes what is left of the ingest. Failing to is no failure of the commit: it will be
+    /// collected as an old ingest.
+    fn discard(&mut self) {
+        let spilled = matches!(self.body, Body::Spilled(_));
+        self.body = Body::Gone;
+        if spilled
+            && let Err(error) = self.store.remove_ingest(&ingest::key(&self.ingest.reference))
+        {
+            tracing::warn!(reference = self.ingest.reference, %error, "cannot remove ingest");
+        }
+    }
+
+    /// Leaves the ingest such that the next writer can resume it.
+    fn close(&mut self) -> Result<()> {
+        if self.live.lock().fate == Fate::Aborted {
+            return Ok(());
+        }
+        if matches!(self.body, Body::Small(_)) {
+            self.spill()?;
+        }
+        let Body::Spilled(spilled) = &mut self.body else { return Ok(()) };
+        if self.broken {
+            return Ok(());
+        }
+        let dir = Arc::clone(&spilled.dir);
+        spilled.sink.settle().map_err(dir.fail("write", "data"))?;
+        let closed = Checkpoint::of(&self.hasher, true, self.store.epoch);
+        spilled.slots.write(closed, false).map_err(dir.fail("write", "checkpoint"))?;
+        let updated_at = timestamp::format(self.live.lock().status.updated_at);
+        dir.write_small("updatedat", updated_at.as_bytes())
+            .map_err(dir.fail("write", "updatedat"))?;
+        Ok(())
+    }
+}
+
+/// Opens the directory of an earlier writer.
+fn resume(
+    store: &Inner,
+    key: &str,
+    ingest: &Ingest,
+    status: &Status,
+    record: &Record,
+) -> Result<(Spilled, Hasher)> {
+    let parent = &store.layout.ingest;
+    let dir = parent.open_dir(key).map_err(parent.fail("open", key))?;
+    let failed = || dir.fail("resume", "data");
+    let offset = record.offset;
+    let algorithm = algorithm(ingest.expected.as_ref());
+    let saved = record.checkpoint.as_ref().and_then(|saved| saved.hasher(algorithm));
+    let mut hasher = saved.unwrap_or_else(|| Hasher::new(algorithm));
+    let data = dir.read_file("data").map_err(failed())?;
+    hash_file(&data, &mut hasher, offset).map_err(failed())?;
+    // A commit that failed late has sealed it.
+    data.set_permissions(PermissionsExt::from_mode(0o644)).map_err(failed())?;
+    let mut slots = ingest::create(&dir, ingest, status, &record.slots)?;
+    let backend = store.backend_for(ingest.total);
+    // Whatever the old slots say about the length, it is exact from here until `sink` extends it:
+    // the slot that describes the new state has to be there first.
+    let by_length = backend == Backend::Buffered;
+    let file = dir.open_file("data", OFlags::WRONLY, 0).map_err(failed())?;
+    file.set_len(offset).map_err(failed())?;
+    let resumed = Checkpoint::of(&hasher, by_length, store.epoch);
+    slots.write(resumed.clone(), false).map_err(dir.fail("write", "checkpoint"))?;
+    let sink = Sink::open(&dir, "data", offset, ingest.total, backend).map_err(failed())?;
+    if sink.length_is_progress() != by_length {
+        let mut resumed = resumed;
+        resumed.length_is_progress = sink.length_is_progress();
+        slots.write(resumed, false).map_err(dir.fail("write", "checkpoint"))?;
+    }
+    Ok((Spilled::new(Arc::new(dir), sink, slots, offset), hasher))
+}
+
+/// Feeds `hasher` from where it stands up to `end`.
+fn hash_file(file: &std::fs::File, hasher: &mut Hasher, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; HASH_SIZE_BYTES];
+    while hasher.size_bytes() < end {
+        let left = usize::try_from(end - hasher.size_bytes()).unwrap_or(usize::MAX);
+        let piece = &mut buffer[..left.min(HASH_SIZE_BYTES)];
+        file.read_exact_at(piece, hasher.size_bytes())?;
+        hasher.update(piece);
+    }
+    Ok(())
+}
+
+impl Spilled {
+    fn new(dir: Arc<Dir>, sink: Sink, slots: Slots, offset: u64) -> Self {
+        let next_checkpoint = (offset / CHECKPOINT_SIZE_BYTES + 1) * CHECKPOINT_SIZE_BYTES;
+        Self { dir, sink, slots, pending: None, next_checkpoint, dir_is_synced: false }
+    }
+
+    /// Writes the pending checkpoint once every byte it covers is in the file.
+    fn keep_checkpoint(&mut self, store: &Inner) -> io::Result<()> {
+        let Some(pending) = &self.pending else { return Ok(()) };
+        if self.sink.landed()? < pending.offset {
+            return Ok(());
+        }
+        let Some(checkpoint) = self.pending.take() else { return Ok(()) };
+        let synced = checkpoint.offset % SYNCED_CHECKPOINT_SIZE_BYTES == 0;
+        if synced {
+            store.layout.sync_file(self.sink.file())?;
+            if !self.dir_is_synced {
+                ingest::sync(&store.layout.ingest, &self.dir)?;
+                self.dir_is_synced = true;
+            }
+        }
+        self.slots.write(checkpoint, synced)
+    }
+}
+
+impl Write for LocalWriter {
+    /// Takes all of `bytes` or fails for good.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.refuse_broken()?;
+        if let Err(error) = self.append(bytes) {
+            self.broken = true;
+            return Err(error);
+        }
+        self.taken(self.hasher.size_bytes());
+        Ok(bytes.len())
+    }
+
+    /// Nothing to do: bytes become durable by commit and are kept for resumption by drop.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Writer for LocalWriter {
+    fn status(&self) -> Status {
+        self.live.lock().status.clone()
+    }
+
+    fn digest(&mut self) -> Result<Digest> {
+        Ok(self.hasher.digest())
+    }
+
+    fn truncate(&mut self) -> Result<()> {
+        let start = Hasher::new(self.hasher.algorithm());
+        match &mut self.body {
+            Body::Small(bytes) => bytes.clear(),
+            Body::Spilled(spilled) => {
+                let by_length = spilled.sink.length_is_progress();
+                let empty = Checkpoint::of(&start, by_length, self.store.epoch);
+                let truncated = spilled
+                    .slots
+                    .clear()
+                    .and_then(|()| spilled.slots.write(empty, false))
+                    .and_then(|()| spilled.sink.truncate());
+                if let Err(error) = truncated {
+                    self.broken = true;
+                    return Err(spilled.dir.fail("truncate", "data")(error));
+                }
+                (spilled.pending, spilled.next_checkpoint) = (None, CHECKPOINT_SIZE_BYTES);
+            }
+            Body::Gone => {}
+        }
+        self.hasher = start;
+        self.broken = false;
+        self.taken(0);
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>, commit: &Commit) -> Result<Info> {
+        let result = self.try_commit(commit);
+        let mut state = self.live.lock();
+        if state.fate == Fate::Committing {
+            state.fate = Fate::Open;
+        }
+        drop(state);
+        result
+    }
+}
+
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(reference = self.ingest.reference, %error, "ingest not left in order");
+        }
+        self.store.forget_live(&self.ingest.reference, &self.live);
+    }
+}
+
+fn algorithm(expected: Option<&Digest>) -> Algorithm {
+    expected.map_or(Algorithm::Sha256, Digest::algorithm)
+}
+
+fn into_io(error: Error) -> io::Error {
+    match error {
+        Error::Io { source, .. } => source,
+        other => io::Error::new(io::ErrorKind::NotFound, other),
+    }
+}
+
+/// What stays in memory: room for the indexes, manifests and configs of nearly every image.
+const SMALL_SIZE_BYTES: usize = 64 * 1024;
+
+/// Larger blobs are synced by their own thread, so that nobody waits for them.
+const JOINT_SYNC_SIZE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How much a resumed writer hashes again at most.
+const CHECKPOINT_SIZE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How much a power cut takes at most; a multiple of the other. Each costs one sync.
+const SYNCED_CHECKPOINT_SIZE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Small enough to hash what was read from cache.
+const HASH_SIZE_BYTES: usize = 256 * 1024;
