@@ -31,11 +31,7 @@ pub(crate) fn bind(request: &Request<'_>) -> Result<Attached> {
     let set = attributes(request.options.flags);
     let clear = atime_mask(request.options.flags);
     if !set.is_empty() || !clear.is_empty() {
-        let change = MountAttr {
-            set: Some(set),
-            clear: Some(clear),
-            ..MountAttr::default()
-        };
+        let change = MountAttr { set: Some(set), clear: Some(clear), ..MountAttr::default() };
         // Like mount(8): the flags are those of the top mount.
         mount_setattr(tree.as_fd(), false, &change)
             .map_err(|errno| request.failed("set attributes", errno))?;
@@ -57,16 +53,11 @@ pub(crate) fn map_ids(
     recursive: bool,
     namespace: BorrowedFd<'_>,
 ) -> Result<()> {
-    let change = MountAttr {
-        user_namespace: Some(namespace),
-        ..MountAttr::default()
-    };
+    let change = MountAttr { user_namespace: Some(namespace), ..MountAttr::default() };
     mount_setattr(tree, recursive, &change).map_err(|errno| match errno {
-        Errno::INVAL => request.unsupported(
-            "map ids",
-            "the filesystem cannot be mounted id-mapped",
-            errno,
-        ),
+        Errno::INVAL => {
+            request.unsupported("map ids", "the filesystem cannot be mounted id-mapped", errno)
+        }
         Errno::PERM => {
             let why = "the mount is id-mapped already, or belongs to another user namespace";
             request.explained("map ids", None, vec![why.to_owned()], errno)
@@ -100,10 +91,8 @@ pub(crate) fn propagate(request: &Request<'_>, mount: BorrowedFd<'_>) -> Result<
     let Some((propagation, reach)) = request.options.propagation else {
         return Ok(());
     };
-    let change = MountAttr {
-        propagation: Some(propagation_flag(propagation)),
-        ..MountAttr::default()
-    };
+    let change =
+        MountAttr { propagation: Some(propagation_flag(propagation)), ..MountAttr::default() };
     mount_setattr(mount, reach == Reach::Tree, &change)
         .map_err(|errno| request.failed("set propagation", errno))
 }
@@ -131,11 +120,7 @@ pub(crate) fn remount(request: &Request<'_>) -> Result<()> {
     }
     let set = attributes(request.options.flags);
     let clear = (ALL_BUT_ATIME - set) | atime_mask(request.options.flags);
-    let change = MountAttr {
-        set: Some(set),
-        clear: Some(clear),
-        ..MountAttr::default()
-    };
+    let change = MountAttr { set: Some(set), clear: Some(clear), ..MountAttr::default() };
     mount_setattr(request.target.as_fd(), false, &change)
         .map_err(|errno| request.failed("set attributes", errno))?;
     propagate(request, request.target.as_fd())
@@ -182,9 +167,8 @@ impl<'r> Context<'r> {
     }
 
     pub(crate) fn superblock_flags(&self) -> Result<()> {
-        let mut on = SUPERBLOCK_KEYS
-            .iter()
-            .filter(|(flag, _)| self.request.options.flags.contains(*flag));
+        let mut on =
+            SUPERBLOCK_KEYS.iter().filter(|(flag, _)| self.request.options.flags.contains(*flag));
         on.try_for_each(|(_, key)| self.flag(key))
     }
 
@@ -228,9 +212,7 @@ fn place(request: &Request<'_>, mount: OwnedFd) -> Result<Attached> {
 
 fn attributes(flags: Flags) -> MountAttrFlags {
     let on = ATTRIBUTES.iter().filter(|(flag, _)| flags.contains(*flag));
-    on.fold(MountAttrFlags::empty(), |set, (_, attribute)| {
-        set | *attribute
-    })
+    on.fold(MountAttrFlags::empty(), |set, (_, attribute)| set | *attribute)
 }
 
 /// The access time setting is a number, not a bit: to set it is to clear it too.

@@ -31,11 +31,7 @@ impl Backend {
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Backend> = OnceLock::new();
         *DETECTED.get_or_init(|| {
-            let backend = if sys::new_mount_api_answers() {
-                Self::NewApi
-            } else {
-                Self::Classic
-            };
+            let backend = if sys::new_mount_api_answers() { Self::NewApi } else { Self::Classic };
             tracing::debug!(?backend, "mount interface chosen");
             backend
         })
@@ -61,10 +57,7 @@ fn take_back(attached: Vec<Attached>, root: &Path, error: Error) -> Error {
         return error;
     }
     failures.insert(0, error);
-    Error::Incomplete {
-        path: root.to_owned(),
-        failures,
-    }
+    Error::Incomplete { path: root.to_owned(), failures }
 }
 
 /// Attaches one mount; `None` when an existing one was changed instead.
@@ -102,11 +95,7 @@ fn bind(request: &Request<'_>, backend: Backend) -> Result<Attached> {
         return Err(Error::invalid("source", "", "a bind needs one"));
     }
     if let Some(datum) = request.options.data.first() {
-        return Err(Error::invalid(
-            "option",
-            datum.to_string(),
-            "means nothing to a bind",
-        ));
+        return Err(Error::invalid("option", datum.to_string(), "means nothing to a bind"));
     }
     match backend {
         Backend::NewApi => attach::bind(request),
@@ -138,12 +127,7 @@ fn filesystem(request: &Request<'_>, backend: Backend) -> Result<Attached> {
     if request.options.loop_device && !request.source_is_block_device() {
         return through_loop(request, backend);
     }
-    plain(
-        request,
-        &request.mount.source,
-        &request.options.data,
-        backend,
-    )
+    plain(request, &request.mount.source, &request.options.data, backend)
 }
 
 fn plain(
@@ -163,12 +147,7 @@ fn plain(
 fn erofs_file(request: &Request<'_>, backend: Backend) -> Result<Attached> {
     static NEEDS_DEVICE: AtomicBool = AtomicBool::new(false);
     if !NEEDS_DEVICE.load(Ordering::Relaxed) {
-        let answer = plain(
-            request,
-            &request.mount.source,
-            &request.options.data,
-            backend,
-        );
+        let answer = plain(request, &request.mount.source, &request.options.data, backend);
         match answer {
             Err(error) if is_errno(&error, Errno::NOTBLK) => {
                 NEEDS_DEVICE.store(true, Ordering::Relaxed);

@@ -31,7 +31,8 @@ pub(crate) fn bind(request: &Request<'_>) -> Result<Attached> {
     if restrict.is_empty() {
         return Ok(attached);
     }
-    match remount_bind(request, restrict) {
+    let restricted = with_inherited(request, restrict);
+    match restricted.and_then(|flags| remount_bind(request, flags)) {
         Ok(()) => Ok(attached),
         Err(error) => Err(attached.take_back_after(error)),
     }
@@ -61,9 +62,7 @@ pub(crate) fn overlay(request: &Request<'_>, overlay: &Overlay) -> Result<Attach
     }
     let base = open_reference(&base)
         .map_err(|errno| request.failed("open common parent of layers", errno))?;
-    in_directory(request, &base, || {
-        mount_data(request, &request.mount.source, &data)
-    })?;
+    in_directory(request, &base, || mount_data(request, &request.mount.source, &data))?;
     attached(request)
 }
 
@@ -109,27 +108,29 @@ fn libmount_overlay(request: &Request<'_>, overlay: &Overlay) -> Result<()> {
         (Some(upper), Some(work)) => libmount::Overlay::writable(lowers, upper, work, target),
         _ => libmount::Overlay::readonly(lowers, target),
     };
-    mount
-        .mount()
-        .map_err(|error| explained(request, "mount", &error))
+    mount.mount().map_err(|error| explained(request, "mount", &error))
 }
 
-/// Adds `flags` to those that the bind took over from its source.
+/// `flags` and those that the bind took over from its source, which would be
+/// lost in the second step otherwise.
 ///
-/// Not through libmount, which looks the old flags up by path in the list of
-/// the process's mounts, while this thread may have a namespace of its own.
-fn remount_bind(request: &Request<'_>, flags: Flags) -> Result<()> {
-    let path = real_path(request)?;
-    let failed = |errno| request.failed("remount bind", errno);
-    let present = rustix::fs::statvfs(&path).map_err(failed)?.f_flag;
-    let on = MOUNT_FLAGS
-        .iter()
-        .filter(|(_, _, shown)| present.intersects(*shown));
+/// Not asked of libmount, which looks flags up by path in the list of the
+/// process's mounts, while this thread may have a namespace of its own.
+fn with_inherited(request: &Request<'_>, flags: Flags) -> Result<Flags> {
+    let present = rustix::fs::statvfs(real_path(request)?)
+        .map_err(|errno| request.failed("read flags of bind", errno))?
+        .f_flag;
+    let on = MOUNT_FLAGS.iter().filter(|(_, _, shown)| present.intersects(*shown));
     let mut inherited = on.fold(Flags::NONE, |set, (flag, ..)| set | *flag);
     if !(flags & Flags::ATIME).is_empty() {
         inherited = inherited & !Flags::ATIME;
     }
-    mount_remount(&path, flag_bits(inherited | flags) | MountFlags::BIND, "").map_err(failed)
+    Ok(inherited | flags)
+}
+
+fn remount_bind(request: &Request<'_>, flags: Flags) -> Result<()> {
+    mount_remount(real_path(request)?, flag_bits(flags) | MountFlags::BIND, "")
+        .map_err(|errno| request.failed("remount bind", errno))
 }
 
 fn mount_data(request: &Request<'_>, source: &str, data: &[u8]) -> Result<()> {
@@ -139,13 +140,7 @@ fn mount_data(request: &Request<'_>, source: &str, data: &[u8]) -> Result<()> {
     let data = CString::new(data).map_err(|_| Error::invalid("option", "data", "holds a NUL"))?;
     let kind = request.mount.kind.as_str();
     let flags = flag_bits(request.options.flags);
-    match mount(
-        source,
-        request.target.magic_path(),
-        kind,
-        flags,
-        data.as_c_str(),
-    ) {
+    match mount(source, request.target.magic_path(), kind, flags, data.as_c_str()) {
         Ok(()) => Ok(()),
         Err(errno @ Errno::NODEV) => {
             Err(request.unsupported("mount", "this kernel has no such filesystem", errno))
@@ -176,9 +171,7 @@ fn in_directory<T: Send>(
             .name("mount-near-layers".to_owned())
             .spawn_scoped(scope, body)
             .map_err(|cause| Error::io("start a thread for", &request.target.path, cause))?;
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -192,9 +185,7 @@ fn attached(request: &Request<'_>) -> Result<Attached> {
 
 fn real_path(request: &Request<'_>) -> Result<PathBuf> {
     let target = &request.target;
-    target
-        .real_path()
-        .map_err(|cause| Error::io("read link of", &target.path, cause))
+    target.real_path().map_err(|cause| Error::io("read link of", &target.path, cause))
 }
 
 fn overlay_data(lowers: &[PathBuf], overlay: &Overlay) -> Vec<u8> {
@@ -268,18 +259,14 @@ fn too_long(request: &Request<'_>, size_bytes: usize) -> Error {
 /// is read where the standard library prints it.
 fn explained(request: &Request<'_>, step: &'static str, error: &libmount::Error) -> Error {
     let text = error.to_string();
-    let number = text
-        .split_once("(os error ")
-        .and_then(|(_, rest)| rest.split_once(')'));
+    let number = text.split_once("(os error ").and_then(|(_, rest)| rest.split_once(')'));
     let errno = number.and_then(|(number, _)| number.parse().ok());
     let errno = errno.map_or(Errno::IO, Errno::from_raw_os_error);
     request.explained(step, None, vec![text], errno)
 }
 
 fn flag_bits(flags: Flags) -> MountFlags {
-    let on = MOUNT_FLAGS
-        .iter()
-        .filter(|(flag, ..)| flags.contains(*flag));
+    let on = MOUNT_FLAGS.iter().filter(|(flag, ..)| flags.contains(*flag));
     on.fold(MountFlags::empty(), |set, (_, bit, _)| set | *bit)
 }
 
@@ -289,68 +276,20 @@ const DATA_MAX_BYTES: usize = 4096;
 
 /// Each flag for mount(2), and as statvfs(3) shows it on a mount.
 const MOUNT_FLAGS: &[(Flags, MountFlags, StatVfsMountFlags)] = &[
-    (
-        Flags::READ_ONLY,
-        MountFlags::RDONLY,
-        StatVfsMountFlags::RDONLY,
-    ),
-    (
-        Flags::NO_SUID,
-        MountFlags::NOSUID,
-        StatVfsMountFlags::NOSUID,
-    ),
+    (Flags::READ_ONLY, MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
+    (Flags::NO_SUID, MountFlags::NOSUID, StatVfsMountFlags::NOSUID),
     (Flags::NO_DEV, MountFlags::NODEV, StatVfsMountFlags::NODEV),
-    (
-        Flags::NO_EXEC,
-        MountFlags::NOEXEC,
-        StatVfsMountFlags::NOEXEC,
-    ),
+    (Flags::NO_EXEC, MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
     (Flags::NO_SYMLINKS, MountFlags::NOSYMFOLLOW, ST_NOSYMFOLLOW),
-    (
-        Flags::NO_DIR_ATIME,
-        MountFlags::NODIRATIME,
-        StatVfsMountFlags::NODIRATIME,
-    ),
-    (
-        Flags::NO_ATIME,
-        MountFlags::NOATIME,
-        StatVfsMountFlags::NOATIME,
-    ),
-    (
-        Flags::REL_ATIME,
-        MountFlags::RELATIME,
-        StatVfsMountFlags::RELATIME,
-    ),
-    (
-        Flags::STRICT_ATIME,
-        MountFlags::STRICTATIME,
-        StatVfsMountFlags::empty(),
-    ),
-    (
-        Flags::SYNC,
-        MountFlags::SYNCHRONOUS,
-        StatVfsMountFlags::empty(),
-    ),
-    (
-        Flags::DIR_SYNC,
-        MountFlags::DIRSYNC,
-        StatVfsMountFlags::empty(),
-    ),
-    (
-        Flags::LAZY_TIME,
-        MountFlags::LAZYTIME,
-        StatVfsMountFlags::empty(),
-    ),
-    (
-        Flags::MAND_LOCK,
-        MountFlags::PERMIT_MANDATORY_FILE_LOCKING,
-        StatVfsMountFlags::empty(),
-    ),
-    (
-        Flags::SILENT,
-        MountFlags::SILENT,
-        StatVfsMountFlags::empty(),
-    ),
+    (Flags::NO_DIR_ATIME, MountFlags::NODIRATIME, StatVfsMountFlags::NODIRATIME),
+    (Flags::NO_ATIME, MountFlags::NOATIME, StatVfsMountFlags::NOATIME),
+    (Flags::REL_ATIME, MountFlags::RELATIME, StatVfsMountFlags::RELATIME),
+    (Flags::STRICT_ATIME, MountFlags::STRICTATIME, StatVfsMountFlags::empty()),
+    (Flags::SYNC, MountFlags::SYNCHRONOUS, StatVfsMountFlags::empty()),
+    (Flags::DIR_SYNC, MountFlags::DIRSYNC, StatVfsMountFlags::empty()),
+    (Flags::LAZY_TIME, MountFlags::LAZYTIME, StatVfsMountFlags::empty()),
+    (Flags::MAND_LOCK, MountFlags::PERMIT_MANDATORY_FILE_LOCKING, StatVfsMountFlags::empty()),
+    (Flags::SILENT, MountFlags::SILENT, StatVfsMountFlags::empty()),
 ];
 
 /// statfs(2) shows `nosymfollow` as this bit, which rustix does not name.

@@ -128,9 +128,7 @@ fn detach_tree(root: &Path, flags: DetachFlags, mut patience: Patience) -> Resul
         let results = mounts.iter().map(|mount| mount.detach(flags));
         let failures: Vec<_> = results.filter_map(Result::err).collect();
         let progress = failures.len() < total;
-        let only_busy = failures
-            .iter()
-            .all(|error| matches!(error, Error::Busy { .. }));
+        let only_busy = failures.iter().all(|error| matches!(error, Error::Busy { .. }));
         if total == 0 {
             return Ok(());
         }
@@ -138,10 +136,7 @@ fn detach_tree(root: &Path, flags: DetachFlags, mut patience: Patience) -> Resul
         let again = progress || (only_busy && patience.wait());
         if !again {
             let failures = failures.into_iter().map(with_holders).collect();
-            return Err(Error::Incomplete {
-                path: root,
-                failures,
-            });
+            return Err(Error::Incomplete { path: root, failures });
         }
     }
     Err(Error::io("detach everything below", &root, Errno::LOOP))
@@ -150,15 +145,12 @@ fn detach_tree(root: &Path, flags: DetachFlags, mut patience: Patience) -> Resul
 fn detach_once(path: &Path, flags: DetachFlags) -> Result<()> {
     match unmount(path, flags.bits() | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(Error::Busy {
-            path: path.to_owned(),
-            holders: Vec::new(),
-        }),
+        Err(Errno::BUSY) => Err(Error::Busy { path: path.to_owned(), holders: Vec::new() }),
         // Also the answer for a mount that an outer user namespace locked.
         Err(errno @ Errno::INVAL) if is_mount_point(path) => Err(Error::io("detach", path, errno)),
-        Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => Err(Error::NotMounted {
-            path: path.to_owned(),
-        }),
+        Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => {
+            Err(Error::NotMounted { path: path.to_owned() })
+        }
         Err(errno) => Err(Error::io("detach", path, errno)),
     }
 }
@@ -181,11 +173,7 @@ impl Found {
     /// Detaches this very mount, not another that covers it by now.
     fn detach(&self, flags: DetachFlags) -> Result<()> {
         let Some(top) = self.open_if_on_top()? else {
-            return Err(Error::io(
-                "reach mount to detach at",
-                &self.path,
-                Errno::NOENT,
-            ));
+            return Err(Error::io("reach mount to detach at", &self.path, Errno::NOENT));
         };
         if flags.contains(DetachFlags::LAZY) {
             return unmount(magic_path(top.as_fd()), flags.bits())
@@ -236,11 +224,7 @@ fn below(root: &Path) -> Result<Vec<Found>> {
     };
     let inside = all.iter().filter(|info| info.mount_point.starts_with(root));
     let mut found: Vec<_> = inside
-        .map(|info| Found {
-            id: info.id,
-            path: info.mount_point.clone(),
-            depth: depth(info.id),
-        })
+        .map(|info| Found { id: info.id, path: info.mount_point.clone(), depth: depth(info.id) })
         .collect();
     found.sort_by_key(|mount| std::cmp::Reverse(mount.depth));
     Ok(found)
@@ -249,13 +233,7 @@ fn below(root: &Path) -> Result<Vec<Found>> {
 /// `root` as the kernel lists it; `None` when there is no such place. The last
 /// component is left alone: it may be the root of a mount that hangs.
 fn as_listed(root: &Path) -> Result<Option<PathBuf>> {
-    let refuse = || {
-        Err(Error::invalid(
-            "root",
-            root.to_string_lossy(),
-            "is no tree of its own",
-        ))
-    };
+    let refuse = || Err(Error::invalid("root", root.to_string_lossy(), "is no tree of its own"));
     let Some(name) = root.file_name() else {
         return refuse();
     };
@@ -289,17 +267,11 @@ struct Patience {
 
 impl Patience {
     fn new() -> Self {
-        Self {
-            deadline: Instant::now() + BUSY_WAIT_MAX,
-            pause: Duration::from_millis(1),
-        }
+        Self { deadline: Instant::now() + BUSY_WAIT_MAX, pause: Duration::from_millis(1) }
     }
 
     fn none() -> Self {
-        Self {
-            deadline: Instant::now(),
-            pause: Duration::ZERO,
-        }
+        Self { deadline: Instant::now(), pause: Duration::ZERO }
     }
 
     /// Waits a moment; false when there is no time left.

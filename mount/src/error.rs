@@ -19,11 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// An option, a target or a kind that can never work; nothing was attached.
     #[error("invalid {what} {value:?}: {reason}")]
-    InvalidArgument {
-        what: &'static str,
-        value: String,
-        reason: String,
-    },
+    InvalidArgument { what: &'static str, value: String, reason: String },
     /// A source, a layer or a target does not exist.
     #[error("{0}")]
     NotFound(Box<Attempt>),
@@ -39,12 +35,7 @@ pub enum Error {
     Refused(Box<Attempt>),
     /// The option string does not fit the page that mount(2) has for it.
     #[error("options of {kind} for {target:?} need {size_bytes} bytes, mount(2) takes {max_bytes}")]
-    OptionsTooLong {
-        kind: String,
-        target: PathBuf,
-        size_bytes: usize,
-        max_bytes: usize,
-    },
+    OptionsTooLong { kind: String, target: PathBuf, size_bytes: usize, max_bytes: usize },
     /// Nothing is mounted there; a cleanup may count this as success.
     #[error("detach {path:?}: not a mount point")]
     NotMounted { path: PathBuf },
@@ -59,11 +50,7 @@ pub enum Error {
     MountInfo { line: usize, reason: &'static str },
     /// The operating system refused `op` on `path`.
     #[error("{op} {path:?}: {cause}")]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        cause: io::Error,
-    },
+    Io { op: &'static str, path: PathBuf, cause: io::Error },
 }
 
 /// One refused step of attaching one mount.
@@ -114,19 +101,11 @@ impl Error {
         value: impl Into<String>,
         reason: impl Into<String>,
     ) -> Self {
-        Self::InvalidArgument {
-            what,
-            value: value.into(),
-            reason: reason.into(),
-        }
+        Self::InvalidArgument { what, value: value.into(), reason: reason.into() }
     }
 
     pub(crate) fn io(op: &'static str, path: &Path, cause: impl Into<io::Error>) -> Self {
-        Self::Io {
-            op,
-            path: path.to_owned(),
-            cause: cause.into(),
-        }
+        Self::Io { op, path: path.to_owned(), cause: cause.into() }
     }
 }
 
@@ -145,13 +124,7 @@ impl From<Attempt> for Error {
 
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            source,
-            target,
-            step,
-            ..
-        } = self;
+        let Self { kind, source, target, step, .. } = self;
         write!(f, "attach {kind} {source:?} at {target:?}: {step}")?;
         if let Some(option) = &self.option {
             write!(f, " {option:?}")?;

@@ -21,11 +21,7 @@ pub(crate) fn is_fuse(kind: &str) -> bool {
 /// once it serves.
 pub(crate) fn attach(request: &Request<'_>) -> Result<Attached> {
     let kind = request.mount.kind.as_str();
-    let name = if kind.starts_with("fuse3.") {
-        "mount.fuse3"
-    } else {
-        "mount.fuse"
-    };
+    let name = if kind.starts_with("fuse3.") { "mount.fuse3" } else { "mount.fuse" };
     let Some(helper) = find(name) else {
         let why = format!("{name} is not installed");
         return Err(request.unsupported("find helper", &why, Errno::NOENT));
@@ -37,12 +33,7 @@ pub(crate) fn attach(request: &Request<'_>) -> Result<Attached> {
     let mut command = Command::new(helper);
     command.arg(&request.mount.source).arg(&target);
     let private = &request.options.private;
-    for option in request
-        .options
-        .to_strings()
-        .iter()
-        .filter(|option| !private.contains(option))
-    {
+    for option in request.options.to_strings().iter().filter(|option| !private.contains(option)) {
         command.arg("-o").arg(option);
     }
     command.arg("-t").arg(kind);
@@ -57,10 +48,7 @@ fn run(request: &Request<'_>, mut command: Command) -> Result<()> {
     // keep a pipe open for as long as it serves.
     let (read, write) = unlinked_file(request)?;
     command.env_clear().env("PATH", SEARCH_PATH);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(write);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
     let failed = |cause| Error::io("run mount helper for", &request.target.path, cause);
     let mut child = command.spawn().map_err(failed)?;
     let status = wait(&mut child).map_err(failed)?;

@@ -54,12 +54,8 @@ pub fn holders(path: &Path) -> Vec<Holder> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = processes
-        .flatten()
-        .filter_map(|entry| number(&entry.file_name()));
-    pids.filter_map(|pid| holder(pid, path))
-        .take(HOLDERS_MAX)
-        .collect()
+    let pids = processes.flatten().filter_map(|entry| number(&entry.file_name()));
+    pids.filter_map(|pid| holder(pid, path)).take(HOLDERS_MAX).collect()
 }
 
 fn holder(pid: u32, path: &Path) -> Option<Holder> {
@@ -75,18 +71,12 @@ fn holder(pid: u32, path: &Path) -> Option<Holder> {
         Some((_, holds)) => holds,
         None => {
             let open = fs::read_dir(dir.join("fd")).ok()?.flatten();
-            let mut open = open
-                .take(DESCRIPTORS_MAX)
-                .filter(|entry| inside(&entry.path()));
+            let mut open = open.take(DESCRIPTORS_MAX).filter(|entry| inside(&entry.path()));
             HolderUse::Descriptor(number(&open.next()?.file_name())?)
         }
     };
     let command = fs::read_to_string(dir.join("comm")).unwrap_or_default();
-    Some(Holder {
-        pid,
-        command: command.trim_end().to_owned(),
-        holds,
-    })
+    Some(Holder { pid, command: command.trim_end().to_owned(), holds })
 }
 
 fn number(name: &OsStr) -> Option<u32> {

@@ -85,9 +85,7 @@ impl Ranges {
         for side in [|r: &Range| r.container, |r: &Range| r.host] {
             let mut sorted: Vec<_> = ranges.iter().collect();
             sorted.sort_by_key(|range| side(range));
-            let clash = sorted
-                .windows(2)
-                .find(|pair| side(pair[1]) - side(pair[0]) < pair[0].size);
+            let clash = sorted.windows(2).find(|pair| side(pair[1]) - side(pair[0]) < pair[0].size);
             if let Some(pair) = clash {
                 let reason = format!("overlaps {}", pair[0]);
                 return Err(Error::invalid("id map", pair[1].to_string(), reason));
@@ -138,31 +136,19 @@ impl FromStr for Ranges {
     fn from_str(text: &str) -> Result<Self> {
         let number = |part: &str| {
             let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-            if digits {
-                part.parse::<u32>().ok()
-            } else {
-                None
-            }
+            if digits { part.parse::<u32>().ok() } else { None }
         };
         let range = |text: &str| {
             let mut parts = text.split(':').map(number);
             let mut next = || parts.next().flatten();
-            let range = Range {
-                container: next()?,
-                host: next()?,
-                size: next()?,
-            };
+            let range = Range { container: next()?, host: next()?, size: next()? };
             parts.next().is_none().then_some(range)
         };
         // One more than allowed is enough to say so without reading on.
         let ranges: Option<Vec<_>> = text.split(',').take(RANGES_MAX + 1).map(range).collect();
         match ranges {
             Some(ranges) => Self::new(ranges),
-            None => Err(Error::invalid(
-                "id map",
-                text,
-                "is not container:host:size,…",
-            )),
+            None => Err(Error::invalid("id map", text, "is not container:host:size,…")),
         }
     }
 }
@@ -214,16 +200,8 @@ mod tests {
         let ranges: Ranges = "0:100000:65536,65536:0:1".parse().unwrap();
 
         let expected = [
-            Range {
-                container: 0,
-                host: 100_000,
-                size: 65_536,
-            },
-            Range {
-                container: 65_536,
-                host: 0,
-                size: 1,
-            },
+            Range { container: 0, host: 100_000, size: 65_536 },
+            Range { container: 65_536, host: 0, size: 1 },
         ];
         assert_eq!(ranges.as_slice(), expected);
     }

@@ -43,10 +43,7 @@ impl LoopDevice {
             let name = file.as_os_str().as_bytes();
             match sys::loop_configure(&device, &backing, read_only, name) {
                 Ok(()) => {
-                    return Ok(Self {
-                        path,
-                        _open: device,
-                    });
+                    return Ok(Self { path, _open: device });
                 }
                 // Somebody else was faster, or is still letting go of it.
                 Err(Errno::BUSY | Errno::AGAIN) => thread::sleep(RACE_PAUSE),

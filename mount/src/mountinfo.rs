@@ -42,22 +42,14 @@ pub fn parse(text: &[u8]) -> Result<Vec<MountInfo>> {
     let lines = lines.filter(|(_, line)| !line.is_empty());
     lines
         .map(|(index, line)| {
-            parse_line(line).map_err(|reason| Error::MountInfo {
-                line: index + 1,
-                reason,
-            })
+            parse_line(line).map_err(|reason| Error::MountInfo { line: index + 1, reason })
         })
         .collect()
 }
 
 fn parse_line(line: &[u8]) -> Result<MountInfo, &'static str> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let mut next = |missing| {
-        fields
-            .next()
-            .filter(|field| !field.is_empty())
-            .ok_or(missing)
-    };
+    let mut next = |missing| fields.next().filter(|field| !field.is_empty()).ok_or(missing);
     let id = number(next("no mount id")?)?;
     let parent = number(next("no parent id")?)?;
     let device = device(next("no device")?)?;
@@ -98,10 +90,7 @@ fn number<N: std::str::FromStr>(field: &[u8]) -> Result<N, &'static str> {
 }
 
 fn device(field: &[u8]) -> Result<(u32, u32), &'static str> {
-    let colon = field
-        .iter()
-        .position(|byte| *byte == b':')
-        .ok_or("a device has no colon")?;
+    let colon = field.iter().position(|byte| *byte == b':').ok_or("a device has no colon")?;
     Ok((number(&field[..colon])?, number(&field[colon + 1..])?))
 }
 
@@ -165,29 +154,18 @@ mod tests {
     #[test]
     fn a_bad_line_is_named_by_number() {
         let good = "1 2 0:1 / /x rw - tmpfs none rw\n";
-        for bad in [
-            "1",
-            "x 2 0:1 / / rw - t n rw",
-            "1 2 0 / / rw - t n rw",
-            "1 2 0:1 / / rw tag tag",
-        ] {
+        for bad in
+            ["1", "x 2 0:1 / / rw - t n rw", "1 2 0 / / rw - t n rw", "1 2 0:1 / / rw tag tag"]
+        {
             let error = parse(format!("{good}{bad}\n").as_bytes()).unwrap_err();
-            assert!(
-                matches!(error, Error::MountInfo { line: 2, .. }),
-                "{bad}: {error}"
-            );
+            assert!(matches!(error, Error::MountInfo { line: 2, .. }), "{bad}: {error}");
         }
     }
 
     #[test]
     fn this_process_has_mounts_that_parse() {
         let text = std::fs::read("/proc/self/mountinfo").unwrap();
-        assert!(
-            parse(&text)
-                .unwrap()
-                .iter()
-                .any(|info| info.mount_point == Path::new("/"))
-        );
+        assert!(parse(&text).unwrap().iter().any(|info| info.mount_point == Path::new("/")));
     }
 
     proptest! {

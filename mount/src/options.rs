@@ -115,11 +115,7 @@ impl Flags {
     }
 
     fn set(&mut self, flag: Self, on: bool) {
-        let cleared = if Self::ATIME.contains(flag) && on {
-            Self::ATIME
-        } else {
-            flag
-        };
+        let cleared = if Self::ATIME.contains(flag) && on { Self::ATIME } else { flag };
         *self = *self & !cleared;
         if on {
             *self |= flag;
@@ -198,13 +194,9 @@ impl Options {
         if self.remount {
             strings.push("remount".to_owned());
         }
-        let on = FLAG_WORDS
-            .iter()
-            .filter(|(_, flag, on)| *on && self.flags.contains(*flag));
+        let on = FLAG_WORDS.iter().filter(|(_, flag, on)| *on && self.flags.contains(*flag));
         strings.extend(on.map(|(word, ..)| (*word).to_owned()));
-        let propagation = PROPAGATION_WORDS
-            .iter()
-            .find(|(_, p)| Some(*p) == self.propagation);
+        let propagation = PROPAGATION_WORDS.iter().find(|(_, p)| Some(*p) == self.propagation);
         strings.extend(propagation.map(|(word, _)| (*word).to_owned()));
         if self.loop_device {
             strings.push("loop".to_owned());
@@ -228,19 +220,14 @@ impl Datum {
         if key.is_empty() {
             return Err(Error::invalid("option", word, "has no key"));
         }
-        Ok(Self {
-            key: key.to_owned(),
-            value,
-        })
+        Ok(Self { key: key.to_owned(), value })
     }
 
     /// The value as the filesystem means it, without the quotes that protect
     /// commas in security labels.
     pub(crate) fn plain_value(&self) -> Option<&str> {
         let value = self.value.as_deref()?;
-        let inner = value
-            .strip_prefix('"')
-            .and_then(|rest| rest.strip_suffix('"'));
+        let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
         Some(inner.unwrap_or(value))
     }
 }
@@ -385,11 +372,7 @@ mod tests {
         ])
         .unwrap();
 
-        let data: Vec<_> = options
-            .data
-            .iter()
-            .map(|d| (&*d.key, d.plain_value()))
-            .collect();
+        let data: Vec<_> = options.data.iter().map(|d| (&*d.key, d.plain_value())).collect();
         assert_eq!(
             data,
             [
@@ -405,10 +388,7 @@ mod tests {
         let options =
             Options::parse(&["X-containerd.mkfs.size=1,2", "x-systemd.automount", "loop"]).unwrap();
 
-        assert_eq!(
-            options.private,
-            ["X-containerd.mkfs.size=1,2", "x-systemd.automount"]
-        );
+        assert_eq!(options.private, ["X-containerd.mkfs.size=1,2", "x-systemd.automount"]);
         assert!(options.loop_device);
         assert!(options.data.is_empty());
     }
@@ -450,13 +430,7 @@ mod tests {
             .map(|(word, ..)| *word)
             .chain(PROPAGATION_WORDS.iter().map(|(word, _)| *word))
             .chain(["bind", "rbind", "remount", "loop", "defaults", "_netdev"])
-            .chain([
-                "size=1m",
-                "lowerdir=/a,b:/c",
-                "X-a=b,c",
-                "\"quo,ted\"=x",
-                "index=off",
-            ])
+            .chain(["size=1m", "lowerdir=/a,b:/c", "X-a=b,c", "\"quo,ted\"=x", "index=off"])
             .map(str::to_owned)
             .collect();
         proptest::sample::select(words)

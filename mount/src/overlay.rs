@@ -55,11 +55,7 @@ impl Overlay {
             return Err(Error::invalid("option", "lowerdir", reason));
         }
         if self.upper.is_some() != self.work.is_some() {
-            return Err(Error::invalid(
-                "option",
-                "upperdir",
-                "goes together with workdir",
-            ));
+            return Err(Error::invalid("option", "upperdir", "goes together with workdir"));
         }
         // A relative layer would depend on whoever calls.
         match self.paths().find(|path| !path.is_absolute()) {
@@ -72,11 +68,7 @@ impl Overlay {
     }
 
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.lowers
-            .iter()
-            .chain(&self.data_only)
-            .chain(&self.upper)
-            .chain(&self.work)
+        self.lowers.iter().chain(&self.data_only).chain(&self.upper).chain(&self.work)
     }
 }
 
@@ -116,22 +108,12 @@ fn mapped_clones(request: &Request<'_>, overlay: &Overlay) -> Result<Vec<OwnedFd
     let namespace = map.user_namespace()?;
     let clone = |path: &PathBuf| {
         let tree = attach::open_clone(path.as_os_str(), false).map_err(|errno| {
-            request.explained(
-                "clone layer",
-                Some(shown("lowerdir", path)),
-                Vec::new(),
-                errno,
-            )
+            request.explained("clone layer", Some(shown("lowerdir", path)), Vec::new(), errno)
         })?;
         attach::map_ids(request, tree.as_fd(), false, namespace.as_fd())?;
         Ok(tree)
     };
-    overlay
-        .lowers
-        .iter()
-        .chain(&overlay.data_only)
-        .map(clone)
-        .collect()
+    overlay.lowers.iter().chain(&overlay.data_only).map(clone).collect()
 }
 
 /// For kernels that take only attached layers: they are attached out of sight
@@ -259,11 +241,7 @@ fn split_lowers(value: &str) -> (Vec<PathBuf>, Vec<PathBuf>) {
             Some(at) => (&rest[..at], Some(&rest[at + 1..])),
             None => (rest, None),
         };
-        let list = if data_only {
-            &mut layers.1
-        } else {
-            &mut layers.0
-        };
+        let list = if data_only { &mut layers.1 } else { &mut layers.0 };
         list.push(unescape(layer));
         match after {
             None => return layers,
@@ -332,10 +310,7 @@ mod tests {
     fn layers_are_split_at_plain_colons_only() {
         let parsed = overlay(&[r"lowerdir=/a\:b:/c,d:/e\\::/data:/more", "index=off"]).unwrap();
 
-        assert_eq!(
-            parsed.lowers,
-            [Path::new("/a:b"), Path::new("/c,d"), Path::new("/e\\")]
-        );
+        assert_eq!(parsed.lowers, [Path::new("/a:b"), Path::new("/c,d"), Path::new("/e\\")]);
         assert_eq!(parsed.data_only, [Path::new("/data"), Path::new("/more")]);
         assert_eq!(parsed.rest.len(), 1);
     }

@@ -27,18 +27,12 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
 fn one(mount: &Mount) -> Mount {
     match mount.kind.as_str() {
         "overlay" => overlay(mount),
-        _ => Mount {
-            options: with_ro(&mount.options),
-            ..mount.clone()
-        },
+        _ => Mount { options: with_ro(&mount.options), ..mount.clone() },
     }
 }
 
 fn overlay(mount: &Mount) -> Mount {
-    let upper = mount
-        .options
-        .iter()
-        .find_map(|option| option.strip_prefix("upperdir="));
+    let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
     let mut options = Vec::with_capacity(mount.options.len());
     let mut upper_placed = false;
     for option in &mount.options {
@@ -46,17 +40,11 @@ fn overlay(mount: &Mount) -> Mount {
         if dropped || option == "rw" {
             continue;
         }
-        let lower = ["lowerdir=", "lowerdir+="]
-            .into_iter()
-            .find(|key| option.starts_with(key));
+        let lower = ["lowerdir=", "lowerdir+="].into_iter().find(|key| option.starts_with(key));
         match (lower, upper) {
             (Some("lowerdir="), Some(upper)) => {
                 upper_placed = true;
-                options.push(format!(
-                    "lowerdir={}:{}",
-                    colons_escaped(upper),
-                    &option[9..]
-                ));
+                options.push(format!("lowerdir={}:{}", colons_escaped(upper), &option[9..]));
                 continue;
             }
             (Some(_), Some(upper)) if !upper_placed => {
@@ -67,24 +55,14 @@ fn overlay(mount: &Mount) -> Mount {
         }
         options.push(option.clone());
     }
-    Mount {
-        options,
-        ..mount.clone()
-    }
+    Mount { options, ..mount.clone() }
 }
 
 fn with_ro(options: &[String]) -> Vec<String> {
-    let mut changed: Vec<_> = options
-        .iter()
-        .filter(|option| *option != "rw")
-        .cloned()
-        .collect();
+    let mut changed: Vec<_> = options.iter().filter(|option| *option != "rw").cloned().collect();
     if !changed.iter().any(|option| option == "ro") {
         // Where `rw` stood, for those who compare lists; in front otherwise.
-        let at = options
-            .iter()
-            .position(|option| option == "rw")
-            .unwrap_or(0);
+        let at = options.iter().position(|option| option == "rw").unwrap_or(0);
         changed.insert(at.min(changed.len()), "ro".to_owned());
     }
     changed
@@ -133,13 +111,7 @@ mod tests {
 
     #[test]
     fn the_upper_directory_becomes_the_nearest_layer() {
-        let given = [
-            "uidmap=0:1:1",
-            "gidmap=0:1:1",
-            "workdir=/w",
-            "upperdir=/u:v",
-            "lowerdir=/a",
-        ];
+        let given = ["uidmap=0:1:1", "gidmap=0:1:1", "workdir=/w", "upperdir=/u:v", "lowerdir=/a"];
         assert_eq!(options("overlay", &given), [r"lowerdir=/u\:v:/a"]);
 
         let given = ["upperdir=/u", "workdir=/w", "lowerdir+=/b", "lowerdir+=/a"];

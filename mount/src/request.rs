@@ -23,22 +23,16 @@ pub(crate) struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub(crate) fn new(mount: &'a Mount, root: &Path) -> Result<Self> {
-        for (what, value) in [
-            ("kind", &mount.kind),
-            ("source", &mount.source),
-            ("target", &mount.target),
-        ] {
+        for (what, value) in
+            [("kind", &mount.kind), ("source", &mount.source), ("target", &mount.target)]
+        {
             if value.contains('\0') {
                 return Err(Error::invalid(what, value, "contains a NUL byte"));
             }
         }
         let options = Options::parse(&mount.options)?;
         match Target::resolve(root, &mount.target) {
-            Ok(target) => Ok(Self {
-                mount,
-                options,
-                target,
-            }),
+            Ok(target) => Ok(Self { mount, options, target }),
             Err((path, errno)) => {
                 Err(attempt(mount, &path, "open target", None, Vec::new(), errno).into())
             }
@@ -110,10 +104,7 @@ pub(crate) struct Attached {
 
 impl Attached {
     pub(crate) fn new(root: OwnedFd, target: &Target) -> Self {
-        Self {
-            root,
-            path: target.path.clone(),
-        }
+        Self { root, path: target.path.clone() }
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -134,10 +125,7 @@ impl Attached {
         let path = self.path.clone();
         match self.take_back() {
             Ok(()) => error,
-            Err(second) => Error::Incomplete {
-                path,
-                failures: vec![error, second],
-            },
+            Err(second) => Error::Incomplete { path, failures: vec![error, second] },
         }
     }
 }

@@ -16,28 +16,19 @@ use crate::{Error, Result};
 pub(crate) struct Staging {
     dir: PrivateDir,
     mounts: Vec<OwnedFd>,
-    attached: bool,
+    /// How many of them are attached.
+    attached: usize,
 }
 
 impl Staging {
     pub(crate) fn attach(mounts: Vec<OwnedFd>) -> Result<Self> {
         let dir = PrivateDir::create(&std::env::temp_dir())?;
-        let mut staging = Self {
-            dir,
-            mounts,
-            attached: false,
-        };
+        let mut staging = Self { dir, mounts, attached: 0 };
         for mount in &staging.mounts {
             let path = staging.dir.path();
-            move_mount(
-                mount,
-                "",
-                CWD,
-                path,
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )
-            .map_err(|errno| Error::io("stage a layer at", path, errno))?;
-            staging.attached = true;
+            move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(|errno| Error::io("stage a layer at", path, errno))?;
+            staging.attached += 1;
         }
         Ok(staging)
     }
@@ -51,16 +42,17 @@ impl Staging {
         self.detach()
     }
 
-    /// The lowest of the stack takes the others along.
+    /// From the top of the stack down; a mount that another covers would leave
+    /// that one behind.
     fn detach(&mut self) -> Result<()> {
-        if !std::mem::take(&mut self.attached) {
-            return Ok(());
+        let mut first_failure = Ok(());
+        while self.attached > 0 {
+            self.attached -= 1;
+            let path = magic_path(self.mounts[self.attached].as_fd());
+            let result = unmount(path, UnmountFlags::DETACH);
+            first_failure = first_failure.and(result);
         }
-        let Some(lowest) = self.mounts.first() else {
-            return Ok(());
-        };
-        unmount(magic_path(lowest.as_fd()), UnmountFlags::DETACH)
-            .map_err(|errno| Error::io("detach staged layers at", self.dir.path(), errno))
+        first_failure.map_err(|errno| Error::io("detach staged layers at", self.dir.path(), errno))
     }
 }
 

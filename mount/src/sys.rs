@@ -1,8 +1,5 @@
 //! System calls that have no safe face elsewhere. The crate's only unsafe code.
-#![allow(
-    unsafe_code,
-    reason = "raw system calls; each block makes one and says why it is sound"
-)]
+#![allow(unsafe_code, reason = "raw system calls; each block makes one and says why it is sound")]
 
 use std::fs::File;
 use std::io;
@@ -31,9 +28,7 @@ pub(crate) fn mount_setattr(
     let mut attr = libc::mount_attr {
         attr_set: bits(change.set),
         attr_clr: bits(change.clear),
-        propagation: change
-            .propagation
-            .map_or(0, |flags| u64::from(flags.bits())),
+        propagation: change.propagation.map_or(0, |flags| u64::from(flags.bits())),
         userns_fd: 0,
     };
     if let Some(namespace) = change.user_namespace {
@@ -70,19 +65,9 @@ pub(crate) fn new_mount_api_answers() -> bool {
     // SAFETY: the flags are unknown; the call fails before it reads the path.
     let tree = check(unsafe { libc::syscall(libc::SYS_open_tree, -1, c"".as_ptr(), UNKNOWN_FLAG) });
     // SAFETY: the flags are unknown; the call fails before it reads a pointer.
-    let setattr = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            -1,
-            c"".as_ptr(),
-            UNKNOWN_FLAG,
-            null,
-            0,
-        )
-    };
-    [config, tree, check(setattr)]
-        .iter()
-        .all(|answer| *answer == Err(Errno::INVAL))
+    let setattr =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), UNKNOWN_FLAG, null, 0) };
+    [config, tree, check(setattr)].iter().all(|answer| *answer == Err(Errno::INVAL))
 }
 
 /// Gives this thread a working directory of its own.
@@ -115,10 +100,7 @@ pub(crate) fn clone_into_user_namespace() -> io::Result<NamespaceChild> {
         pid if pid > 0 => {
             // SAFETY: the kernel just made this descriptor for us alone.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(NamespaceChild {
-                pid: pid as u32,
-                pidfd,
-            })
+            Ok(NamespaceChild { pid: pid as u32, pidfd })
         }
         _ => Err(io::Error::last_os_error()),
     }

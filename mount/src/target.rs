@@ -56,11 +56,7 @@ pub(crate) fn open_reference(path: &Path) -> Result<OwnedFd, Errno> {
 
 fn named(root: &Path, sub_path: &str) -> PathBuf {
     let inside = sub_path.trim_start_matches('/');
-    if inside.is_empty() {
-        root.to_owned()
-    } else {
-        root.join(inside)
-    }
+    if inside.is_empty() { root.to_owned() } else { root.join(inside) }
 }
 
 fn open_inside(root: &Path, sub_path: &str) -> Result<OwnedFd, Errno> {

@@ -42,10 +42,7 @@ impl TempMount {
     ///
     /// As [`attach`](Self::attach).
     pub fn attach_with(mounts: &[Mount], temp_root: &Path, backend: Backend) -> Result<Self> {
-        let temp = Self {
-            dir: PrivateDir::create(temp_root)?,
-            closed: false,
-        };
+        let temp = Self { dir: PrivateDir::create(temp_root)?, closed: false };
         attach_all_with(mounts, temp.path(), backend)?;
         Ok(temp)
     }
@@ -105,10 +102,7 @@ impl PrivateDir {
             let outer = parent.join(random_name()?);
             match private(false).create(&outer) {
                 Ok(()) => {
-                    let dir = Self {
-                        tree: outer.join("tree"),
-                        removed: false,
-                    };
+                    let dir = Self { tree: outer.join("tree"), removed: false };
                     private(false)
                         .create(&dir.tree)
                         .map_err(|cause| Error::io("create directory", &dir.tree, cause))?;
