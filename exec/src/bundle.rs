@@ -67,10 +67,7 @@ impl Bundle {
         if path.is_dir() {
             return Ok(Bundle { path });
         }
-        Err(Error::NotFound(format!(
-            "bundle {} not found",
-            path.display()
-        )))
+        Err(Error::NotFound(format!("bundle {} not found", path.display())))
     }
 
     /// The folder itself.
@@ -95,9 +92,7 @@ impl Bundle {
     /// [`Error::InvalidArgument`] for a larger one, [`Error::Io`] else.
     pub fn read_spec(&self) -> Result<Vec<u8>> {
         let config = self.config();
-        let size = fs::metadata(&config)
-            .map_err(|e| Error::io("stat", &config, e))?
-            .len();
+        let size = fs::metadata(&config).map_err(|e| Error::io("stat", &config, e))?.len();
         if size > SPEC_SIZE_MAX_BYTES {
             let text = format!("spec of {size} bytes exceeds {SPEC_SIZE_MAX_BYTES}");
             return Err(Error::InvalidArgument(text));
@@ -144,3 +139,55 @@ fn remove_dir(path: &Path) -> Result<()> {
 
 /// Limit of `config.json`: ten times the largest seen with hundreds of mounts.
 pub const SPEC_SIZE_MAX_BYTES: u64 = 64 << 20;
+
+/// Whether a text may name a container or a process: letters and digits,
+/// joined by single `.`, `-` or `_`, at most [`ID_MAX_BYTES`].
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`].
+pub fn check_id(id: &str) -> Result<()> {
+    let joins = |b: u8| b"._-".contains(&b);
+    let bytes = id.as_bytes();
+    let plain = bytes.iter().all(|b| b.is_ascii_alphanumeric() || joins(*b));
+    let edges = [bytes.first(), bytes.last()];
+    let edges = edges.iter().all(|edge| edge.is_some_and(|b| b.is_ascii_alphanumeric()));
+    let doubled = bytes.windows(2).any(|pair| pair.iter().all(|b| joins(*b)));
+    if plain && edges && !doubled && bytes.len() <= ID_MAX_BYTES {
+        return Ok(());
+    }
+    let shown: String = id.chars().take(ID_MAX_BYTES).collect();
+    Err(Error::InvalidArgument(format!("identifier {shown:?} is not valid")))
+}
+
+/// Longest id; it must fit a file name with room for an ending.
+pub const ID_MAX_BYTES: usize = 76;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_could_leave_their_folder_are_refused() {
+        for id in ["", ".", "..", "a/b", "-a", "a-", "a..b", "a._b", "a b", "ä", "a\0"] {
+            assert!(check_id(id).is_err(), "{id:?}");
+        }
+        assert!(check_id(&"a".repeat(ID_MAX_BYTES + 1)).is_err());
+        for id in ["a", "0", "a-b.c_d", "A1", &"a".repeat(ID_MAX_BYTES)] {
+            assert!(check_id(id).is_ok(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_keeps_the_spec_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = b"{ \"ociVersion\":\"1.0.2\" , \"x\":1e2}\n";
+        let bundle = Bundle::create(dir.path().join("b"), spec).unwrap();
+        assert_eq!(bundle.read_spec().unwrap(), spec);
+        let again = Bundle::create(dir.path().join("b"), spec).unwrap_err();
+        assert!(matches!(again, Error::AlreadyExists(_)), "{again}");
+        bundle.remove().unwrap();
+        bundle.remove().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

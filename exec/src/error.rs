@@ -50,11 +50,7 @@ pub enum Error {
     Unknown(String),
     /// The system refused `op` on `path`.
     #[error("{op} {}", path.display())]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { op: &'static str, path: PathBuf, source: io::Error },
 }
 
 /// The class of an [`Error`]: the status codes gRPC and ttrpc share.
@@ -152,11 +148,7 @@ impl Error {
         path: impl Into<PathBuf>,
         source: impl Into<io::Error>,
     ) -> Self {
-        Error::Io {
-            op,
-            path: path.into(),
-            source: source.into(),
-        }
+        Error::Io { op, path: path.into(), source: source.into() }
     }
 }
 
@@ -169,10 +161,7 @@ mod tests {
         let cause = io::Error::from(io::ErrorKind::NotFound);
         let error = Error::io("open", "/no/such", cause).context("create task");
         assert_eq!(error.class(), Class::NotFound);
-        assert_eq!(
-            error.to_string(),
-            "create task: open /no/such: entity not found"
-        );
+        assert_eq!(error.to_string(), "create task: open /no/such: entity not found");
     }
 
     #[test]

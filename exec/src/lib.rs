@@ -4,12 +4,18 @@
 compile_error!("crated-exec needs Linux");
 
 pub mod bundle;
+pub mod cgroup;
+pub mod console;
 mod error;
 pub mod io;
 pub mod proto;
+pub mod reaper;
 mod rootfs;
+pub mod runc;
 pub mod runtime;
 pub mod shim;
+pub mod spec;
+pub mod sys;
 pub mod ttrpc;
 
 pub use bundle::Bundle;

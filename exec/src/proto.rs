@@ -41,10 +41,7 @@ pub const FEATURES_URL: &str =
 
 /// Wraps a message under its bare name, as clients of this API look it up.
 pub fn pack<M: Message + Name>(message: &M) -> Any {
-    Any {
-        type_url: M::full_name(),
-        value: message.encode_to_vec(),
-    }
+    Any { type_url: M::full_name(), value: message.encode_to_vec() }
 }
 
 /// Opens an [`Any`] if it holds an `M`; an address before the name is ignored.
@@ -56,9 +53,7 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> crate::Result<M> {
     let name = type_name(&any.type_url);
     if name != M::full_name() {
         let wanted = M::full_name();
-        return Err(crate::Error::InvalidArgument(format!(
-            "expected {wanted}, got {name}"
-        )));
+        return Err(crate::Error::InvalidArgument(format!("expected {wanted}, got {name}")));
     }
     M::decode(any.value.as_slice())
         .map_err(|e| crate::Error::InvalidArgument(format!("decode {name}: {e}")))
@@ -66,17 +61,12 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> crate::Result<M> {
 
 /// The name in a type URL, without the address some writers put before it.
 pub fn type_name(type_url: &str) -> &str {
-    type_url
-        .strip_prefix("type.googleapis.com/")
-        .unwrap_or(type_url)
+    type_url.strip_prefix("type.googleapis.com/").unwrap_or(type_url)
 }
 
 /// The value clients of any age read as "no time": the first second of year 1.
 pub fn no_time() -> Timestamp {
-    Timestamp {
-        seconds: -62_135_596_800,
-        nanos: 0,
-    }
+    Timestamp { seconds: -62_135_596_800, nanos: 0 }
 }
 
 /// A wire time; see [`no_time`] for `None`.

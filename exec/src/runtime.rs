@@ -185,10 +185,7 @@ pub struct Exit {
 impl Exit {
     /// An end that is noticed now.
     pub fn now(status: u32) -> Self {
-        Exit {
-            status,
-            exited_at: SystemTime::now(),
-        }
+        Exit { status, exited_at: SystemTime::now() }
     }
 }
 

@@ -22,12 +22,7 @@ const PROTOS: [&str; 12] = [
 fn read_all(dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     entries
-        .map(|e| {
-            (
-                e.file_name().into_string().unwrap(),
-                fs::read_to_string(e.path()).unwrap(),
-            )
-        })
+        .map(|e| (e.file_name().into_string().unwrap(), fs::read_to_string(e.path()).unwrap()))
         .collect()
 }
 
@@ -58,9 +53,6 @@ fn committed_bindings_match_the_protos() {
         "files of src/gen"
     );
     for (name, text) in &fresh {
-        assert!(
-            text == &committed[name],
-            "src/gen/{name} does not match proto/"
-        );
+        assert!(text == &committed[name], "src/gen/{name} does not match proto/");
     }
 }

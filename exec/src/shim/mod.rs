@@ -89,9 +89,7 @@ impl ShimRuntime {
     ///
     /// [`Error::NotFound`].
     pub fn task(&self, namespace: &str, id: &str) -> Result<Arc<ShimTask>> {
-        Err(Error::NotFound(format!(
-            "task {id} in {namespace}: not found"
-        )))
+        Err(Error::NotFound(format!("task {id} in {namespace}: not found")))
     }
 
     /// All tasks of a namespace, or of all when `None`, ordered.

@@ -50,14 +50,8 @@ pub struct Call {
 impl Call {
     /// A call in a namespace.
     pub fn in_namespace(namespace: &str) -> Self {
-        let header = (
-            crate::proto::NAMESPACE_HEADER.to_owned(),
-            namespace.to_owned(),
-        );
-        Call {
-            timeout: None,
-            metadata: vec![header],
-        }
+        let header = (crate::proto::NAMESPACE_HEADER.to_owned(), namespace.to_owned());
+        Call { timeout: None, metadata: vec![header] }
     }
 
     /// The same with a limit on the wait.
@@ -76,9 +70,8 @@ impl Client {
     /// [`Error::Io`].
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|e| Error::io("connect to", path, e))?;
+        let stream =
+            UnixStream::connect(path).await.map_err(|e| Error::io("connect to", path, e))?;
         Ok(Self::new(stream))
     }
 
@@ -87,15 +80,8 @@ impl Client {
         let (read, write) = stream.into_split();
         let (writer, queue) = mpsc::channel(QUEUE_LEN_MAX);
         let (close, closed) = watch::channel(false);
-        let state = Mutex::new(State {
-            next: 1,
-            pending: HashMap::new(),
-        });
-        let shared = Arc::new(Shared {
-            state,
-            writer,
-            closed,
-        });
+        let state = Mutex::new(State { next: 1, pending: HashMap::new() });
+        let shared = Arc::new(Shared { state, writer, closed });
         tokio::spawn(write_frames(write, queue));
         tokio::spawn(read_frames(read, Arc::downgrade(&shared), close));
         Client { shared }
@@ -114,9 +100,7 @@ impl Client {
         Q: Message,
         A: Message + Default,
     {
-        let payload = self
-            .call_raw(service, method, query.encode_to_vec(), call)
-            .await?;
+        let payload = self.call_raw(service, method, query.encode_to_vec(), call).await?;
         A::decode(payload.as_slice())
             .map_err(|e| Error::Internal(format!("decode answer of {service}/{method}: {e}")))
     }
@@ -133,9 +117,7 @@ impl Client {
         payload: Vec<u8>,
         call: Call,
     ) -> Result<Vec<u8>> {
-        let nanos = call
-            .timeout
-            .map_or(0, |t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX));
+        let nanos = call.timeout.map_or(0, |t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX));
         let pairs = call.metadata.into_iter();
         let request = Request {
             service: service.to_owned(),
@@ -163,28 +145,14 @@ impl Client {
         let place = self.shared.writer.reserve().await.map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
         let pending = {
-            let mut state = self
-                .shared
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
             let stream = state.next;
-            let frame = Frame {
-                stream,
-                kind: Kind::Request,
-                flags: 0,
-                payload,
-            };
-            let wire = frame
-                .encode()
-                .map_err(|e| Error::ResourceExhausted(e.to_string()))?;
+            let frame = Frame { stream, kind: Kind::Request, flags: 0, payload };
+            let wire = frame.encode().map_err(|e| Error::ResourceExhausted(e.to_string()))?;
             state.next = stream.checked_add(2).ok_or_else(closed)?;
             state.pending.insert(stream, answer);
             place.send(wire);
-            Pending {
-                shared: &self.shared,
-                stream,
-            }
+            Pending { shared: &self.shared, stream }
         };
         // A reader that ended before the insertion will not fail this call.
         if *self.shared.closed.borrow() {
@@ -210,9 +178,7 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client")
-            .field("closed", &self.is_closed())
-            .finish_non_exhaustive()
+        f.debug_struct("Client").field("closed", &self.is_closed()).finish_non_exhaustive()
     }
 }
 
@@ -224,11 +190,7 @@ struct Pending<'a> {
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        let mut state = self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.pending.remove(&self.stream);
     }
 }
@@ -255,12 +217,7 @@ async fn read_frames(
             () = close.closed() => break,
         };
         let (stream, answer) = match frame {
-            Ok(Frame {
-                stream,
-                kind: Kind::Response,
-                payload,
-                ..
-            }) => {
+            Ok(Frame { stream, kind: Kind::Response, payload, .. }) => {
                 let answer = Response::decode(payload.as_slice())
                     .map_err(|e| Error::Internal(format!("decode response: {e}")));
                 (stream, answer)

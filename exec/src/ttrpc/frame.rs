@@ -86,10 +86,7 @@ impl Frame {
     pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
         if self.payload.len() > PAYLOAD_MAX_BYTES {
             let size_bytes = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
-            return Err(FrameError::TooLarge {
-                stream: self.stream,
-                size_bytes,
-            });
+            return Err(FrameError::TooLarge { stream: self.stream, size_bytes });
         }
         let mut wire = Vec::with_capacity(HEADER_SIZE_BYTES + self.payload.len());
         wire.extend_from_slice(&(self.payload.len() as u32).to_be_bytes());
@@ -131,12 +128,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             return Err(FrameError::TooLarge { stream, size_bytes });
         }
         let payload = self.payload(size_bytes as usize).await?;
-        Ok(Frame {
-            stream,
-            kind: Kind::from_wire(header[8]),
-            flags: header[9],
-            payload,
-        })
+        Ok(Frame { stream, kind: Kind::from_wire(header[8]), flags: header[9], payload })
     }
 
     async fn payload(&mut self, size: usize) -> io::Result<Vec<u8>> {
@@ -165,23 +157,12 @@ mod tests {
     use super::*;
 
     fn frame(payload: Vec<u8>) -> Frame {
-        Frame {
-            stream: 7,
-            kind: Kind::Request,
-            flags: 0,
-            payload,
-        }
+        Frame { stream: 7, kind: Kind::Request, flags: 0, payload }
     }
 
     #[tokio::test]
     async fn what_was_encoded_is_read_back() {
-        for size in [
-            0,
-            1,
-            READ_STEP_BYTES,
-            READ_STEP_BYTES + 1,
-            PAYLOAD_MAX_BYTES,
-        ] {
+        for size in [0, 1, READ_STEP_BYTES, READ_STEP_BYTES + 1, PAYLOAD_MAX_BYTES] {
             let frame = frame(vec![0xa5; size]);
             let wire = frame.encode().unwrap();
             let mut reader = FrameReader::new(wire.as_slice());
@@ -199,10 +180,7 @@ mod tests {
         wire.extend(frame(vec![1]).encode().unwrap());
         let mut reader = FrameReader::new(wire.as_slice());
         let error = reader.next().await.unwrap_err();
-        assert!(
-            matches!(error, FrameError::TooLarge { stream: 9, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, FrameError::TooLarge { stream: 9, .. }), "{error}");
         assert_eq!(reader.next().await.unwrap(), frame(vec![1]));
     }
 

@@ -113,12 +113,7 @@ impl Server {
         loop {
             while calls.try_join_next().is_some() {}
             match reader.next().await {
-                Ok(Frame {
-                    stream,
-                    kind: Kind::Request,
-                    payload,
-                    ..
-                }) => {
+                Ok(Frame { stream, kind: Kind::Request, payload, .. }) => {
                     let Ok(permit) = Arc::clone(&in_flight).try_acquire_owned() else {
                         let text = format!("more than {IN_FLIGHT_MAX} calls at once");
                         let answer = Err(Error::ResourceExhausted(text));
@@ -156,28 +151,18 @@ impl Server {
             .services
             .get(&request.service)
             .ok_or_else(|| Error::Unimplemented(format!("service {}", request.service)))?;
-        let timeout = u64::try_from(request.timeout_nano)
-            .ok()
-            .filter(|nanos| *nanos > 0);
+        let timeout = u64::try_from(request.timeout_nano).ok().filter(|nanos| *nanos > 0);
         let context = Context {
             timeout: timeout.map(Duration::from_nanos),
-            metadata: request
-                .metadata
-                .into_iter()
-                .map(|pair| (pair.key, pair.value))
-                .collect(),
+            metadata: request.metadata.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         };
-        service
-            .call(context, &request.method, &request.payload)
-            .await
+        service.call(context, &request.method, &request.payload).await
     }
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("services", &self.services.keys())
-            .finish()
+        f.debug_struct("Server").field("services", &self.services.keys()).finish()
     }
 }
 
@@ -186,27 +171,12 @@ fn encode(stream: u32, answer: Result<Vec<u8>>) -> Vec<u8> {
         Ok(payload) => (0, String::new(), payload),
         Err(error) => (error.class().code(), error.report(), Vec::new()),
     };
-    let status = rpc::Status {
-        code,
-        message,
-        details: Vec::new(),
-    };
-    let response = Response {
-        status: Some(status),
-        payload,
-    };
+    let status = rpc::Status { code, message, details: Vec::new() };
+    let response = Response { status: Some(status), payload };
     let payload = response.encode_to_vec();
-    let frame = Frame {
-        stream,
-        kind: Kind::Response,
-        flags: 0,
-        payload,
-    };
+    let frame = Frame { stream, kind: Kind::Response, flags: 0, payload };
     frame.encode().unwrap_or_else(|_| {
-        encode(
-            stream,
-            Err(Error::ResourceExhausted("answer is over the limit".into())),
-        )
+        encode(stream, Err(Error::ResourceExhausted("answer is over the limit".into())))
     })
 }
 
@@ -221,23 +191,13 @@ async fn write_answers(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<
 
 fn is_trusted(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
 fn is_passing(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let passing = [
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
-        Errno::CONNABORTED,
-    ];
-    error
-        .raw_os_error()
-        .is_some_and(|e| passing.iter().any(|p| p.raw_os_error() == e))
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED];
+    error.raw_os_error().is_some_and(|e| passing.iter().any(|p| p.raw_os_error() == e))
 }
 
 /// Answers waiting for the socket; more make their calls wait.

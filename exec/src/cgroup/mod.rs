@@ -1,0 +1,243 @@
+//! What a container uses and where it is limited: cgroups of both versions.
+//!
+//! A host is *unified* when `/sys/fs/cgroup` itself is of version 2. On all
+//! others, hybrid ones too, the controllers are where version 1 has them.
+
+mod parse;
+mod v1;
+mod v2;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use prost_types::Any;
+use tokio::io::unix::AsyncFd;
+
+use crate::{Error, Result};
+
+/// The cgroup of one container.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Folder of each controller.
+    V1(BTreeMap<String, PathBuf>),
+    V2(PathBuf),
+}
+
+impl Cgroup {
+    /// The cgroup a process is in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if the process has ended or is in no cgroup.
+    pub fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let root = Path::new(ROOT);
+        let missing = || Error::NotFound(format!("cgroup of pid {pid}: not found"));
+        if is_unified(root) {
+            let path = parse::membership(&text).remove("").ok_or_else(missing)?;
+            return Ok(Cgroup { kind: Kind::V2(below(root, &path)) });
+        }
+        let mounts = fs::read_to_string(MOUNTS).map_err(|e| Error::io("read", MOUNTS, e))?;
+        let mounts = parse::v1_mounts(&mounts);
+        let folders = parse::membership(&text).into_iter().filter_map(|(controller, path)| {
+            let mount = mounts.get(&controller)?;
+            Some((controller, below(mount, &path)))
+        });
+        let folders: BTreeMap<_, _> = folders.collect();
+        if folders.is_empty() { Err(missing()) } else { Ok(Cgroup { kind: Kind::V1(folders) }) }
+    }
+
+    /// A sample of resource use, as the message of the host's version.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] once the cgroup is gone.
+    pub fn stats(&self) -> Result<Any> {
+        let folder = self.folder()?;
+        if !folder.is_dir() {
+            return Err(Error::NotFound(format!("cgroup {}: not found", folder.display())));
+        }
+        Ok(match &self.kind {
+            Kind::V1(folders) => crate::proto::pack(&v1::stats(folders)),
+            Kind::V2(folder) => crate::proto::pack(&v2::stats(folder)),
+        })
+    }
+
+    /// All pids in it and below it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] once the cgroup is gone.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        collect_pids(self.folder()?, 0, &mut pids)?;
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Kills every process in it, those that appear meanwhile included.
+    pub fn kill(&self) {
+        if let Kind::V2(folder) = &self.kind
+            && fs::write(folder.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for _ in 0..KILL_ROUNDS_MAX {
+            let pids = self.pids().unwrap_or_default();
+            let mut killed = false;
+            for pid in pids {
+                let pid = rustix::process::Pid::from_raw(pid as i32);
+                if let Some(pid) = pid {
+                    let kill = rustix::process::Signal::KILL;
+                    killed |= rustix::process::kill_process(pid, kill).is_ok();
+                }
+            }
+            if !killed {
+                return;
+            }
+        }
+    }
+
+    /// Freezes or thaws every process in it; returns before all are frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::NotFound`] without a freezer.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let (path, word) = match &self.kind {
+            Kind::V2(folder) => (folder.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            Kind::V1(folders) => {
+                let missing = || Error::NotFound("freezer cgroup: not found".into());
+                let folder = folders.get("freezer").ok_or_else(missing)?;
+                (folder.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+            }
+        };
+        fs::write(&path, word).map_err(|e| Error::io("write", path, e))
+    }
+
+    /// Watches for the kernel killing processes of it for lack of memory.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::NotFound`] without a memory controller.
+    pub fn watch_oom(&self) -> Result<OomWatch> {
+        match &self.kind {
+            Kind::V1(folders) => {
+                let missing = || Error::NotFound("memory cgroup: not found".into());
+                v1::watch_oom(folders.get("memory").ok_or_else(missing)?)
+            }
+            Kind::V2(folder) => v2::watch_oom(folder),
+        }
+    }
+
+    /// One folder that has all its processes.
+    fn folder(&self) -> Result<&Path> {
+        match &self.kind {
+            Kind::V2(folder) => Ok(folder),
+            Kind::V1(folders) => {
+                let mut known = ["devices", "memory", "pids", "name=systemd"].iter();
+                let found = known.find_map(|name| folders.get(*name));
+                let found = found.or_else(|| folders.values().next());
+                found
+                    .map(PathBuf::as_path)
+                    .ok_or_else(|| Error::NotFound("cgroup: not found".into()))
+            }
+        }
+    }
+}
+
+/// A watch on one cgroup's memory.
+#[derive(Debug)]
+pub struct OomWatch {
+    signal: AsyncFd<OwnedFd>,
+    /// Events are counted here, after this word.
+    counter: PathBuf,
+    word: &'static str,
+    seen: u64,
+}
+
+impl OomWatch {
+    fn new(
+        signal: OwnedFd,
+        interest: tokio::io::Interest,
+        counter: PathBuf,
+        word: &'static str,
+    ) -> Result<Self> {
+        let signal =
+            crate::sys::watch(signal, interest).map_err(|e| Error::io("watch", &counter, e))?;
+        let mut watch = OomWatch { signal, counter, word, seen: 0 };
+        watch.seen = watch.count().unwrap_or_default();
+        Ok(watch)
+    }
+
+    /// Waits for the next kill; `None` once the cgroup is gone.
+    pub async fn next(&mut self) -> Option<()> {
+        use tokio::io::{Interest, Ready};
+        loop {
+            let interest = Interest::READABLE | Interest::PRIORITY;
+            let mut ready = self.signal.ready(interest).await.ok()?;
+            let mut bytes = [0; 8];
+            // Empties an eventfd; elsewhere the counter's file is read below.
+            let _ = rustix::io::read(self.signal.get_ref(), &mut bytes[..]);
+            ready.clear_ready_matching(Ready::ALL);
+            drop(ready);
+            let count = self.count()?;
+            if count > self.seen {
+                self.seen = count;
+                return Some(());
+            }
+        }
+    }
+
+    fn count(&self) -> Option<u64> {
+        let text = fs::read_to_string(&self.counter).ok()?;
+        Some(parse::keyed(&text).remove(self.word).unwrap_or_default())
+    }
+}
+
+fn is_unified(root: &Path) -> bool {
+    rustix::fs::statfs(root).is_ok_and(|fs| fs.f_type as i64 == CGROUP2_MAGIC)
+}
+
+/// Membership paths start at the mount.
+fn below(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+fn collect_pids(folder: &Path, depth: usize, pids: &mut Vec<u32>) -> Result<()> {
+    let path = folder.join("cgroup.procs");
+    let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    if depth >= DEPTH_MAX {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // One that vanished has no processes.
+            let _ = collect_pids(&entry.path(), depth + 1, pids);
+        }
+    }
+    Ok(())
+}
+
+const ROOT: &str = "/sys/fs/cgroup";
+const MOUNTS: &str = "/proc/self/mountinfo";
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+/// Containers that nest deeper than this hide from nobody but statistics.
+const DEPTH_MAX: usize = 32;
+
+/// A fork bomb loses against this many rounds or has a pids limit.
+const KILL_ROUNDS_MAX: usize = 1000;
