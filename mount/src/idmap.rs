@@ -2,7 +2,7 @@
 //!
 //! A range `container:host:size` shows what is stored as `container` as `host`.
 //! The kernel takes the mapping as a user namespace, which only a process can
-//! make; [`IdMap::user_namespace`] borrows one for a moment.
+//! make: one is started, and ended once the namespace is held.
 
 use std::fmt;
 use std::fs;

@@ -1,5 +1,6 @@
 //! What the tests share: a mount namespace each, and mounts in one line.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 use std::fs;
 use std::io::ErrorKind;
