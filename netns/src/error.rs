@@ -21,17 +21,12 @@ pub struct KernelError {
 impl KernelError {
     /// An error number without text.
     pub fn new(errno: i32) -> Self {
-        Self {
-            errno,
-            message: None,
-        }
+        Self { errno, message: None }
     }
 
     /// True when the kernel's text contains `part`.
     pub(crate) fn says(&self, part: &str) -> bool {
-        self.message
-            .as_deref()
-            .is_some_and(|text| text.contains(part))
+        self.message.as_deref().is_some_and(|text| text.contains(part))
     }
 }
 
@@ -55,10 +50,7 @@ impl From<rustix::io::Errno> for KernelError {
 
 /// Renders `: cause` behind a message when the kernel gave a cause.
 fn cause(kernel: &Option<KernelError>) -> String {
-    kernel
-        .as_ref()
-        .map(|kernel| format!(": {kernel}"))
-        .unwrap_or_default()
+    kernel.as_ref().map(|kernel| format!(": {kernel}")).unwrap_or_default()
 }
 
 /// Why an operation failed.
@@ -68,18 +60,10 @@ fn cause(kernel: &Option<KernelError>) -> String {
 pub enum Error {
     /// The text cannot name a namespace, link or sysctl; choose another.
     #[error("invalid {what} {value:?}: {reason}")]
-    InvalidName {
-        what: &'static str,
-        value: String,
-        reason: &'static str,
-    },
+    InvalidName { what: &'static str, value: String, reason: &'static str },
     /// A value the kernel would refuse, or would accept and misread.
     #[error("invalid {field}: {reason}")]
-    InvalidValue {
-        field: &'static str,
-        reason: String,
-        kernel: Option<KernelError>,
-    },
+    InvalidValue { field: &'static str, reason: String, kernel: Option<KernelError> },
     /// A number outside the device's bounds, which are given when known.
     #[error("{field} {value} out of range {}{}", bounds(*.min, *.max), cause(.kernel))]
     OutOfRange {
@@ -91,57 +75,31 @@ pub enum Error {
     },
     /// The object does not exist, or no longer.
     #[error("{object} not found{}", cause(.kernel))]
-    NotFound {
-        object: String,
-        kernel: Option<KernelError>,
-    },
+    NotFound { object: String, kernel: Option<KernelError> },
     /// An object with that name or value is already there.
     #[error("{object} already exists{}", cause(.kernel))]
-    AlreadyExists {
-        object: String,
-        kernel: Option<KernelError>,
-    },
+    AlreadyExists { object: String, kernel: Option<KernelError> },
     /// Another use of the object stands in the way.
     #[error("{step}: busy{}", cause(.kernel))]
-    Busy {
-        step: String,
-        kernel: Option<KernelError>,
-    },
+    Busy { step: String, kernel: Option<KernelError> },
     /// Processes live in the namespace; end them or delete with `force`.
     #[error("namespace {netns} is in use by {pids:?}")]
     InUse { netns: String, pids: Vec<i32> },
     /// The request is sound, the present state forbids it.
     #[error("{step}: {reason}{}", cause(.kernel))]
-    Refused {
-        step: String,
-        reason: String,
-        kernel: Option<KernelError>,
-    },
+    Refused { step: String, reason: String, kernel: Option<KernelError> },
     /// A gateway or device cannot be reached from here.
     #[error("{step}: unreachable{}", cause(.kernel))]
-    Unreachable {
-        step: String,
-        kernel: Option<KernelError>,
-    },
+    Unreachable { step: String, kernel: Option<KernelError> },
     /// This kernel lacks the kind of device or feature.
     #[error("{what} is not supported by this kernel{}", cause(.kernel))]
-    Unsupported {
-        what: String,
-        kernel: Option<KernelError>,
-    },
+    Unsupported { what: String, kernel: Option<KernelError> },
     /// A limit of the kernel or of this crate is reached.
     #[error("{step}: limit reached{}", cause(.kernel))]
-    Limit {
-        step: String,
-        kernel: Option<KernelError>,
-    },
+    Limit { step: String, kernel: Option<KernelError> },
     /// Not allowed; `needs` says what would allow it.
     #[error("{step}: not permitted, needs {needs}{}", cause(.kernel))]
-    Permission {
-        step: String,
-        needs: &'static str,
-        kernel: Option<KernelError>,
-    },
+    Permission { step: String, needs: &'static str, kernel: Option<KernelError> },
     /// The pin is no longer the namespace this handle was made for.
     #[error("namespace {netns} is gone: its pin is {state}")]
     Stale { netns: String, state: PinState },
@@ -159,11 +117,7 @@ pub enum Error {
     Kernel { step: String, kernel: KernelError },
     /// A file operation failed.
     #[error("{op} {}: {}", path.display(), kernel)]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        kernel: KernelError,
-    },
+    Io { op: &'static str, path: PathBuf, kernel: KernelError },
     /// The worker thread ended during the job; whether the change was made is
     /// unknown. A new thread serves later calls.
     #[error("{step}: worker thread ended")]
@@ -190,26 +144,15 @@ impl Error {
     }
 
     pub(crate) fn value(field: &'static str, reason: impl Into<String>) -> Self {
-        Self::InvalidValue {
-            field,
-            reason: reason.into(),
-            kernel: None,
-        }
+        Self::InvalidValue { field, reason: reason.into(), kernel: None }
     }
 
     pub(crate) fn not_found(object: impl Into<String>) -> Self {
-        Self::NotFound {
-            object: object.into(),
-            kernel: None,
-        }
+        Self::NotFound { object: object.into(), kernel: None }
     }
 
     pub(crate) fn refused(step: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Refused {
-            step: step.into(),
-            reason: reason.into(),
-            kernel: None,
-        }
+        Self::Refused { step: step.into(), reason: reason.into(), kernel: None }
     }
 
     /// A failed file operation on `path`.
@@ -221,10 +164,9 @@ impl Error {
                 needs: "CAP_SYS_ADMIN",
                 kernel: Some(kernel),
             },
-            rustix::io::Errno::NOENT | rustix::io::Errno::SRCH => Self::NotFound {
-                object: path.display().to_string(),
-                kernel: Some(kernel),
-            },
+            rustix::io::Errno::NOENT | rustix::io::Errno::SRCH => {
+                Self::NotFound { object: path.display().to_string(), kernel: Some(kernel) }
+            }
             _ => Self::Io { op, path, kernel },
         }
     }
@@ -259,11 +201,7 @@ pub(crate) struct Step {
 
 impl Step {
     pub(crate) fn new(subject: Subject, verb: &'static str, object: impl Into<String>) -> Self {
-        Self {
-            subject,
-            verb,
-            object: object.into(),
-        }
+        Self { subject, verb, object: object.into() }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -280,11 +218,9 @@ impl Step {
         let errno = kernel.errno;
         let kernel = Some(kernel);
         match errno {
-            libc::EPERM | libc::EACCES => Error::Permission {
-                step,
-                needs: "CAP_NET_ADMIN",
-                kernel,
-            },
+            libc::EPERM | libc::EACCES => {
+                Error::Permission { step, needs: "CAP_NET_ADMIN", kernel }
+            }
             libc::EADDRNOTAVAIL if link => Error::InvalidValue {
                 field: "mac",
                 reason: format!("{object}: the device does not take this address"),
@@ -295,10 +231,9 @@ impl Step {
             {
                 Error::NotFound { object, kernel }
             }
-            libc::ENOENT if self.subject == Subject::Qdisc => Error::Unsupported {
-                what: object,
-                kernel,
-            },
+            libc::ENOENT if self.subject == Subject::Qdisc => {
+                Error::Unsupported { what: object, kernel }
+            }
             libc::EEXIST => Error::AlreadyExists { object, kernel },
             libc::EBUSY => Error::Busy { step, kernel },
             libc::EXFULL | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC | libc::E2BIG => {
@@ -308,31 +243,21 @@ impl Step {
                 Error::Unreachable { step, kernel }
             }
             libc::EOPNOTSUPP if self.subject == Subject::Master || self.verb == "delete" => {
-                Error::Refused {
-                    step,
-                    reason: "the device does not allow it".into(),
-                    kernel,
-                }
+                Error::Refused { step, reason: "the device does not allow it".into(), kernel }
             }
-            libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT => Error::Unsupported {
-                what: object,
-                kernel,
-            },
-            libc::ELOOP | libc::EINVAL if self.subject == Subject::Master => Error::Refused {
-                step,
-                reason: "cannot be a port".into(),
-                kernel,
-            },
+            libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT => {
+                Error::Unsupported { what: object, kernel }
+            }
+            libc::ELOOP | libc::EINVAL if self.subject == Subject::Master => {
+                Error::Refused { step, reason: "cannot be a port".into(), kernel }
+            }
             libc::EINVAL | libc::ERANGE => Error::InvalidValue {
                 field: self.field(),
                 reason: with_cause(step, &kernel),
                 kernel,
             },
             libc::EAGAIN | libc::ETIMEDOUT => Error::TimedOut { step },
-            _ => Error::Kernel {
-                step,
-                kernel: kernel.unwrap_or(KernelError::new(errno)),
-            },
+            _ => Error::Kernel { step, kernel: kernel.unwrap_or(KernelError::new(errno)) },
         }
     }
 
@@ -359,10 +284,7 @@ impl Step {
             || kernel.says("already exists in the target")
         {
             return Some(Error::AlreadyExists {
-                object: format!(
-                    "{}, give `rename` to move it under another name",
-                    self.object
-                ),
+                object: format!("{}, give `rename` to move it under another name", self.object),
                 kernel: Some(kernel.clone()),
             });
         }

@@ -9,12 +9,14 @@
 //! through one socket.
 //!
 //! ```no_run
-//! use crated_netns::{NetnsRoot, NetnsSpec, Propagation};
+//! use crated_netns::{LinkKind, LinkSpec, NetnsRoot, NetnsSpec, PeerSpec, Propagation};
 //!
 //! # fn main() -> Result<(), crated_netns::Error> {
 //! let root = NetnsRoot::open("/run/crated/netns", Propagation::Private)?;
 //! let web = root.create(&"web".parse()?, &NetnsSpec::default())?;
-//! println!("{}", web.path().display());
+//! let cable = LinkKind::Veth { peer: PeerSpec::on_host("web0".parse()?) };
+//! let eth0 = LinkSpec::new("eth0".parse()?, cable).address("10.9.0.2/24".parse()?).up();
+//! println!("{:?} in {}", web.create_link(&eth0)?.addrs, web.path().display());
 //! web.delete(&Default::default())?;
 //! # Ok(())
 //! # }
@@ -47,20 +49,46 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("network namespaces exist on Linux only");
 
+mod addr;
+mod bandwidth;
 mod error;
 mod link;
 mod monitor;
 mod names;
 mod namespace;
+mod neigh;
+mod ops;
+mod plan;
 mod root;
+mod route;
+mod rule;
 mod session;
+mod stats;
 mod sysctl;
 
 pub mod netlink;
 mod sys;
 
+pub use addr::{Addr, Prefix, Scope};
+pub use bandwidth::{Bandwidth, Rate};
 pub use error::{Error, KernelError, Result};
-pub use names::{AltName, IfName, Mac, NetnsName};
+pub use link::{
+    ALIAS_LEN_MAX, BridgeOpts, IpvlanMode, KindInfo, Link, LinkChange, LinkKind, LinkSettings,
+    LinkSpec, Lower, MacvlanMode, OperState, Parent, PeerSpec, Place, PortSettings, PortVlan,
+    TunOpts, VxlanOpts,
+};
+pub use names::{
+    ALT_NAME_LEN_MAX, AltName, IF_NAME_LEN_MAX, IfName, Mac, NETNS_NAME_LEN_MAX, NetnsName,
+};
 pub use namespace::{DeleteOpts, Deleted, Holder, HolderKind, Netns, NetnsId, PinState};
+pub use neigh::{Fdb, Neigh};
+pub use plan::{Applied, Op, Plan, PlanError};
 pub use root::{NetnsRoot, NetnsSpec, Pin, Propagation, RootOptions, Source, SweepReport};
+pub use route::{MAIN_TABLE, NextHop, Route, RouteKind};
+pub use rule::Rule;
+pub use stats::{NetnsStats, Stats};
 pub use sysctl::SysctlKey;
+
+/// The protocol number that addresses, routes and rules made here carry, so
+/// that they can be told from those of the kernel and of other programs.
+pub const OWN_PROTOCOL: u8 = 201;

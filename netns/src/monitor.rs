@@ -51,10 +51,7 @@ fn wait_readable(socket: impl AsFd, timeout: Option<Duration>) -> Result<bool> {
     match poll(&mut [PollFd::new(&socket, PollFlags::IN)], timeout.as_ref()) {
         Ok(ready) => Ok(ready > 0),
         Err(Errno::INTR) => Ok(true),
-        Err(errno) => Err(Error::Kernel {
-            step: "wait for events".into(),
-            kernel: errno.into(),
-        }),
+        Err(errno) => Err(Error::Kernel { step: "wait for events".into(), kernel: errno.into() }),
     }
 }
 
@@ -68,10 +65,7 @@ impl Deaths {
     /// Starts watching; call before the namespace can end.
     pub(crate) fn watch() -> Result<Self> {
         let socket = listen(&[GROUP_NSID], false, RECEIVE_BUFFER_BYTES)?;
-        Ok(Self {
-            socket,
-            buf: vec![0; DATAGRAM_LEN_MAX],
-        })
+        Ok(Self { socket, buf: vec![0; DATAGRAM_LEN_MAX] })
     }
 
     /// Waits until all namespaces of `nsids` ended or the time is up; answers
@@ -94,10 +88,7 @@ impl Deaths {
                 Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => continue,
                 Err(errno) => {
                     let step = "wait for the end of namespaces".into();
-                    return Err(Error::Kernel {
-                        step,
-                        kernel: errno.into(),
-                    });
+                    return Err(Error::Kernel { step, kernel: errno.into() });
                 }
             };
             for id in ended(self.buf.get(..len).unwrap_or_default()) {
@@ -119,12 +110,9 @@ fn ended(datagram: &[u8]) -> impl Iterator<Item = i32> {
         let RouteNetlinkMessage::DelNsId(message) = *message else {
             return None;
         };
-        message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                NsidAttribute::Id(id) => Some(*id),
-                _ => None,
-            })
+        message.attributes.iter().find_map(|attribute| match attribute {
+            NsidAttribute::Id(id) => Some(*id),
+            _ => None,
+        })
     })
 }

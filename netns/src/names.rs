@@ -106,6 +106,11 @@ text_newtype!(
 );
 
 impl IfName {
+    /// A name the kernel gave, which may be one this crate would not make.
+    pub(crate) fn from_kernel(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// A name made from `parts`: `cr` and twelve base-32 characters of their
     /// hash. The same parts always give the same name, so a retry finds the
     /// link its predecessor left half made.
@@ -117,11 +122,7 @@ impl IfName {
             hash = hash.wrapping_mul(0x0100_0000_01b3);
         };
         for part in parts {
-            part.len()
-                .to_le_bytes()
-                .into_iter()
-                .chain(part.bytes())
-                .for_each(&mut feed);
+            part.len().to_le_bytes().into_iter().chain(part.bytes()).for_each(&mut feed);
         }
         // FNV leaves its upper bits weakly mixed; spread them before use.
         hash ^= hash >> 32;
@@ -159,10 +160,7 @@ fn check_device_name(name: &str) -> Result<(), &'static str> {
     if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("contains a space or control character");
     }
-    match name
-        .chars()
-        .find(|c| matches!(c, '/' | ':' | '%' | '"' | '\\'))
-    {
+    match name.chars().find(|c| matches!(c, '/' | ':' | '%' | '"' | '\\')) {
         Some(_) => Err("contains one of / : % \" \\"),
         None => Ok(()),
     }
@@ -178,10 +176,7 @@ fn check_netns_name(name: &str) -> Result<(), &'static str> {
     if !first.is_ascii_alphanumeric() {
         return Err("must start with a letter or digit");
     }
-    if !name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-    {
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
         return Err("only letters, digits, '.', '_' and '-' are allowed");
     }
     Ok(())

@@ -91,10 +91,7 @@ pub struct DeleteOpts {
 
 impl Default for DeleteOpts {
     fn default() -> Self {
-        Self {
-            wait: Duration::from_secs(5),
-            force: false,
-        }
+        Self { wait: Duration::from_secs(5), force: false }
     }
 }
 
@@ -179,17 +176,13 @@ impl Netns {
     /// and `ip` tag events; assigned if it has none yet.
     pub fn nsid(&self) -> Result<Option<i32>> {
         let at = self.at.clone();
-        self.job(Lane::Change, "assign namespace id", move |session| {
-            session.ensure_nsid(&at)
-        })
+        self.job(Lane::Change, "assign namespace id", move |session| session.ensure_nsid(&at))
     }
 
     /// Reads a setting inside the namespace.
     pub fn sysctl(&self, key: &SysctlKey) -> Result<String> {
         let (at, key) = (self.at.clone(), key.clone());
-        self.job(Lane::Read, "read sysctl", move |session| {
-            session.inside(&at, || key.read())?
-        })
+        self.job(Lane::Read, "read sysctl", move |session| session.inside(&at, || key.read())?)
     }
 
     /// Writes a setting inside the namespace.
@@ -206,10 +199,7 @@ impl Netns {
     /// are missed, and so are sockets.
     pub fn holders(&self) -> Result<Vec<Holder>> {
         match &self.at {
-            At::Home => Err(Error::refused(
-                "list holders",
-                "every process is in the host",
-            )),
+            At::Home => Err(Error::refused("list holders", "every process is in the host")),
             At::Pin { id, .. } => Ok(holders_of(id.inode)),
         }
     }
@@ -227,17 +217,10 @@ impl Netns {
     /// namespace has taken the place.
     pub fn delete(&self, opts: &DeleteOpts) -> Result<Deleted> {
         let At::Pin { name, id } = &self.at else {
-            return Err(Error::refused(
-                "delete namespace",
-                "the host cannot be deleted",
-            ));
+            return Err(Error::refused("delete namespace", "the host cannot be deleted"));
         };
-        let mut results = self
-            .inner
-            .delete(vec![(name.clone(), Some(id.clone()))], opts.clone());
-        results
-            .pop()
-            .unwrap_or_else(|| Err(Error::not_found(format!("namespace {name}"))))
+        let mut results = self.inner.delete(vec![(name.clone(), Some(id.clone()))], opts.clone());
+        results.pop().unwrap_or_else(|| Err(Error::not_found(format!("namespace {name}"))))
     }
 
     pub(crate) fn job<T: Send + 'static>(
@@ -252,9 +235,7 @@ impl Netns {
 
 impl fmt::Debug for Netns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Netns")
-            .field("at", &self.at)
-            .finish_non_exhaustive()
+        f.debug_struct("Netns").field("at", &self.at).finish_non_exhaustive()
     }
 }
 
@@ -309,11 +290,7 @@ pub(crate) fn holders_of(inode: u64) -> Vec<Holder> {
             continue;
         };
         let command = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-        holders.push(Holder {
-            pid,
-            command: command.trim_end().to_owned(),
-            kind,
-        });
+        holders.push(Holder { pid, command: command.trim_end().to_owned(), kind });
     }
     holders
 }

@@ -60,11 +60,7 @@ pub struct RootOptions {
 impl Default for RootOptions {
     fn default() -> Self {
         // "cr8d": unlikely to be anybody else's.
-        Self {
-            propagation: Propagation::default(),
-            expose_in: None,
-            owner_group: 0x6372_3864,
-        }
+        Self { propagation: Propagation::default(), expose_in: None, owner_group: 0x6372_3864 }
     }
 }
 
@@ -80,10 +76,7 @@ pub struct NetnsSpec {
 
 impl Default for NetnsSpec {
     fn default() -> Self {
-        Self {
-            sysctls: BTreeMap::new(),
-            lo_up: true,
-        }
+        Self { sysctls: BTreeMap::new(), lo_up: true }
     }
 }
 
@@ -138,13 +131,7 @@ impl NetnsRoot {
     /// Opens `dir` with default options but for propagation; see
     /// [`NetnsRoot::open_with`].
     pub fn open(dir: impl AsRef<Path>, propagation: Propagation) -> Result<Self> {
-        Self::open_with(
-            dir,
-            RootOptions {
-                propagation,
-                ..RootOptions::default()
-            },
-        )
+        Self::open_with(dir, RootOptions { propagation, ..RootOptions::default() })
     }
 
     /// Opens `dir`, making it and its mount if needed. Two processes may do so
@@ -160,15 +147,9 @@ impl NetnsRoot {
         prepare_dir(&dir, options.propagation)?;
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = std::fs::read_to_string(boot_id).map_err(|error| io(boot_id, &error))?;
-        let inner = Inner {
-            dir,
-            lanes: Lanes::start()?,
-            boot_id: boot_id.trim().to_owned(),
-            options,
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        let inner =
+            Inner { dir, lanes: Lanes::start()?, boot_id: boot_id.trim().to_owned(), options };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The directory.
@@ -178,10 +159,7 @@ impl NetnsRoot {
 
     /// A handle on the home namespace.
     pub fn host(&self) -> Netns {
-        Netns {
-            inner: Arc::clone(&self.inner),
-            at: At::Home,
-        }
+        Netns { inner: Arc::clone(&self.inner), at: At::Home }
     }
 
     /// Makes and pins a namespace.
@@ -231,41 +209,30 @@ impl NetnsRoot {
         match self.inner.verify(name.clone(), None)? {
             PinState::Live(id) => Ok(self.recorded(name, id)),
             PinState::Missing => Err(Error::not_found(format!("namespace {name}"))),
-            state => Err(Error::Stale {
-                netns: name.to_string(),
-                state,
-            }),
+            state => Err(Error::Stale { netns: name.to_string(), state }),
         }
     }
 
     /// A handle made from an identity the caller recorded, without looking;
     /// [`Netns::verify`] tells whether it still holds.
     pub fn recorded(&self, name: &NetnsName, id: NetnsId) -> Netns {
-        let at = At::Pin {
-            name: name.clone(),
-            id,
-        };
-        Netns {
-            inner: Arc::clone(&self.inner),
-            at,
-        }
+        let at = At::Pin { name: name.clone(), id };
+        Netns { inner: Arc::clone(&self.inner), at }
     }
 
     /// Every entry of the directory with a valid name, in order of name.
     pub fn list(&self) -> Result<Vec<Pin>> {
         let inner = Arc::clone(&self.inner);
-        self.inner
-            .lanes
-            .run(Lane::Read, "list namespaces", move |hopper| {
-                let mut pins = Vec::new();
-                for name in inner.names()? {
-                    let state = inner.look(&name, hopper)?;
-                    if state != PinState::Missing {
-                        pins.push(Pin { name, state });
-                    }
+        self.inner.lanes.run(Lane::Read, "list namespaces", move |hopper| {
+            let mut pins = Vec::new();
+            for name in inner.names()? {
+                let state = inner.look(&name, hopper)?;
+                if state != PinState::Missing {
+                    pins.push(Pin { name, state });
                 }
-                Ok(pins)
-            })
+            }
+            Ok(pins)
+        })
     }
 
     /// Deletes several namespaces: all pins first, then one wait for all.
@@ -288,10 +255,7 @@ impl NetnsRoot {
                 None => {}
             }
         }
-        let opts = DeleteOpts {
-            wait: Duration::ZERO,
-            force: true,
-        };
+        let opts = DeleteOpts { wait: Duration::ZERO, force: true };
         let results = self.delete_all(&report.removed, &opts);
         let removed = std::mem::take(&mut report.removed);
         for (name, result) in removed.into_iter().zip(results) {
@@ -319,10 +283,7 @@ impl NetnsRoot {
                 Ok(_) => {}
                 Err(errno @ Errno::EXIST) => {
                     let object = format!("namespace {name}");
-                    return Err(Error::AlreadyExists {
-                        object,
-                        kernel: Some(errno.into()),
-                    });
+                    return Err(Error::AlreadyExists { object, kernel: Some(errno.into()) });
                 }
                 Err(errno) => return Err(Error::io("create", path, errno)),
             }
@@ -353,9 +314,7 @@ impl Inner {
         job: impl FnOnce(&mut Session<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = Arc::clone(self);
-        self.lanes.run(lane, step, move |hopper| {
-            job(&mut Session::new(inner, hopper))
-        })
+        self.lanes.run(lane, step, move |hopper| job(&mut Session::new(inner, hopper)))
     }
 
     /// Opens a pin if it is a network namespace, else says what it is.
@@ -380,19 +339,18 @@ impl Inner {
         expected: Option<NetnsId>,
     ) -> Result<PinState> {
         let inner = Arc::clone(self);
-        self.lanes
-            .run(Lane::Read, "verify namespace", move |hopper| {
-                Ok(match (inner.look(&name, hopper)?, expected) {
-                    (PinState::Live(found), Some(expected)) if !same(&found, &expected) => {
-                        PinState::Replaced
-                    }
-                    (state, _) => state,
-                })
+        self.lanes.run(Lane::Read, "verify namespace", move |hopper| {
+            Ok(match (inner.look(&name, hopper)?, expected) {
+                (PinState::Live(found), Some(expected)) if !same(&found, &expected) => {
+                    PinState::Replaced
+                }
+                (state, _) => state,
             })
+        })
     }
 
     /// What is at the name now.
-    fn look(&self, name: &NetnsName, hopper: &mut Hopper) -> Result<PinState> {
+    pub(crate) fn look(&self, name: &NetnsName, hopper: &mut Hopper) -> Result<PinState> {
         let fd = match self.open_pin(name)? {
             Ok(fd) => fd,
             Err(state) => return Ok(state),
@@ -400,20 +358,13 @@ impl Inner {
         let cookie = hopper.socket_in(fd.as_fd())?.cookie()?;
         let stat = rustix::fs::fstat(&fd)
             .map_err(|errno| Error::io("stat", self.pin_path(name), errno))?;
-        Ok(PinState::Live(NetnsId {
-            boot_id: self.boot_id.clone(),
-            cookie,
-            inode: stat.st_ino,
-        }))
+        Ok(PinState::Live(NetnsId { boot_id: self.boot_id.clone(), cookie, inode: stat.st_ino }))
     }
 
     /// Gives a fresh pin its id and its link for other tools.
     fn finish_pin(&self, name: &NetnsName, hopper: &mut Hopper) -> Result<NetnsId> {
         let PinState::Live(id) = self.look(name, hopper)? else {
-            return Err(Error::refused(
-                format!("pin {name}"),
-                "somebody unmounted it",
-            ));
+            return Err(Error::refused(format!("pin {name}"), "somebody unmounted it"));
         };
         if let Ok(fd) = self.open_pin(name)? {
             assign_nsid(&mut hopper.home_socket()?, fd.as_raw_fd())?;
@@ -463,31 +414,29 @@ impl Inner {
         opts: DeleteOpts,
     ) -> Vec<Result<Deleted>> {
         let (inner, count) = (Arc::clone(self), wanted.len());
-        let job = self
-            .lanes
-            .run(Lane::Change, "delete namespaces", move |hopper| {
-                let mut deaths = match opts.wait.is_zero() {
-                    true => None,
-                    false => Some(crate::monitor::Deaths::watch()?),
-                };
-                let mut results: Vec<(Result<Deleted>, Option<i32>)> = Vec::with_capacity(count);
-                for (name, id) in &wanted {
-                    results.push(match inner.delete_one(name, id.as_ref(), &opts, hopper) {
-                        Ok((deleted, nsid)) => (Ok(deleted), nsid),
-                        Err(error) => (Err(error), None),
-                    });
-                }
-                if let Some(deaths) = &mut deaths {
-                    let nsids = results.iter().filter_map(|(_, nsid)| *nsid).collect();
-                    let gone = deaths.wait(nsids, opts.wait)?;
-                    for (result, nsid) in &mut results {
-                        if let (Ok(deleted), Some(nsid)) = (result, nsid) {
-                            deleted.gone = gone.contains(nsid);
-                        }
+        let job = self.lanes.run(Lane::Change, "delete namespaces", move |hopper| {
+            let mut deaths = match opts.wait.is_zero() {
+                true => None,
+                false => Some(crate::monitor::Deaths::watch()?),
+            };
+            let mut results: Vec<(Result<Deleted>, Option<i32>)> = Vec::with_capacity(count);
+            for (name, id) in &wanted {
+                results.push(match inner.delete_one(name, id.as_ref(), &opts, hopper) {
+                    Ok((deleted, nsid)) => (Ok(deleted), nsid),
+                    Err(error) => (Err(error), None),
+                });
+            }
+            if let Some(deaths) = &mut deaths {
+                let nsids = results.iter().filter_map(|(_, nsid)| *nsid).collect();
+                let gone = deaths.wait(nsids, opts.wait)?;
+                for (result, nsid) in &mut results {
+                    if let (Ok(deleted), Some(nsid)) = (result, nsid) {
+                        deleted.gone = gone.contains(nsid);
                     }
                 }
-                Ok(results.into_iter().map(|(result, _)| result).collect())
-            });
+            }
+            Ok(results.into_iter().map(|(result, _)| result).collect())
+        });
         match job {
             Ok(results) => results,
             Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
@@ -502,33 +451,21 @@ impl Inner {
         opts: &DeleteOpts,
         hopper: &mut Hopper,
     ) -> Result<(Deleted, Option<i32>)> {
-        let mut deleted = Deleted {
-            gone: false,
-            holders: Vec::new(),
-        };
+        let mut deleted = Deleted { gone: false, holders: Vec::new() };
         let mut nsid = None;
         match self.look(name, hopper)? {
             PinState::Live(found) => {
                 if expected.is_some_and(|expected| !same(&found, expected)) {
                     let state = PinState::Replaced;
-                    return Err(Error::Stale {
-                        netns: name.to_string(),
-                        state,
-                    });
+                    return Err(Error::Stale { netns: name.to_string(), state });
                 }
                 if !opts.force || !opts.wait.is_zero() {
                     deleted.holders = holders_of(found.inode);
                 }
-                let members = deleted
-                    .holders
-                    .iter()
-                    .filter(|h| h.kind == HolderKind::Member);
+                let members = deleted.holders.iter().filter(|h| h.kind == HolderKind::Member);
                 let pids: Vec<i32> = members.map(|holder| holder.pid).collect();
                 if !opts.force && !pids.is_empty() {
-                    return Err(Error::InUse {
-                        netns: name.to_string(),
-                        pids,
-                    });
+                    return Err(Error::InUse { netns: name.to_string(), pids });
                 }
                 if let (Ok(fd), false) = (self.open_pin(name)?, opts.wait.is_zero()) {
                     let home = &mut hopper.home_socket()?;
@@ -559,11 +496,7 @@ fn check_type(fd: &OwnedFd) -> Result<(), PinState> {
     if !on_nsfs {
         let plain = rustix::fs::fstat(fd)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        return Err(if plain {
-            PinState::NotMounted
-        } else {
-            PinState::WrongType
-        });
+        return Err(if plain { PinState::NotMounted } else { PinState::WrongType });
     }
     match sys::namespace_type(fd) {
         Ok(libc::CLONE_NEWNET) => Ok(()),
@@ -593,10 +526,7 @@ fn open_source(source: Source) -> Result<OwnedFd> {
 fn prepare_dir(dir: &Path, propagation: Propagation) -> Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .recursive(true)
-        .create(dir)
-        .map_err(|error| io(dir, &error))?;
+    builder.recursive(true).create(dir).map_err(|error| io(dir, &error))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = rustix::fs::open(dir, flags, Mode::empty())
         .map_err(|errno| Error::io("open", dir, errno))?;

@@ -12,7 +12,7 @@ use crate::namespace::At;
 use crate::netlink::Request;
 use crate::netlink::{Hopper, Socket, own_netns};
 use crate::root::Inner;
-use crate::{Error, PinState, Result};
+use crate::{Error, NetnsName, PinState, Place, Result};
 
 pub(crate) struct Session<'h> {
     pub(crate) inner: Arc<Inner>,
@@ -28,17 +28,33 @@ struct Visit {
 
 impl<'h> Session<'h> {
     pub(crate) fn new(inner: Arc<Inner>, hopper: &'h mut Hopper) -> Self {
-        Self {
-            inner,
-            hopper,
-            visits: Vec::new(),
-        }
+        Self { inner, hopper, visits: Vec::new() }
     }
 
     /// The socket of a namespace, checked to be the one the handle names.
     pub(crate) fn socket(&mut self, at: &At) -> Result<&mut Socket> {
         let place = self.visit(at)?;
         Ok(&mut self.visits[place].socket)
+    }
+
+    /// The namespace `place` means within a description applied at `base`.
+    pub(crate) fn resolve(&mut self, base: &At, place: &Place) -> Result<At> {
+        match place {
+            Place::Here => Ok(base.clone()),
+            Place::Host => Ok(At::Home),
+            Place::Named(name) => match base {
+                At::Pin { name: own, .. } if own == name => Ok(base.clone()),
+                _ => self.named(name),
+            },
+        }
+    }
+
+    fn named(&mut self, name: &NetnsName) -> Result<At> {
+        match self.inner.look(name, self.hopper)? {
+            PinState::Live(id) => Ok(At::Pin { name: name.clone(), id }),
+            PinState::Missing => Err(Error::not_found(format!("namespace {name}"))),
+            state => Err(Error::Stale { netns: name.to_string(), state }),
+        }
     }
 
     /// An open descriptor of a namespace; valid until the session ends.
@@ -74,10 +90,7 @@ impl<'h> Session<'h> {
         let (fd, socket) = match at {
             At::Home => (own_netns()?, self.hopper.home_socket()?),
             At::Pin { name, id } => {
-                let stale = |state| Error::Stale {
-                    netns: name.to_string(),
-                    state,
-                };
+                let stale = |state| Error::Stale { netns: name.to_string(), state };
                 let fd = match self.inner.open_pin(name)? {
                     Ok(fd) => fd,
                     Err(PinState::Missing) => {
@@ -92,11 +105,7 @@ impl<'h> Session<'h> {
                 (fd, socket)
             }
         };
-        self.visits.push(Visit {
-            at: at.clone(),
-            fd,
-            socket,
-        });
+        self.visits.push(Visit { at: at.clone(), fd, socket });
         Ok(self.visits.len() - 1)
     }
 }
@@ -111,13 +120,10 @@ pub(crate) fn nsid_of(home: &mut Socket, fd: RawFd) -> Result<Option<i32>> {
     else {
         return Ok(None);
     };
-    Ok(answer
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NsidAttribute::Id(id) if *id >= 0 => Some(*id),
-            _ => None,
-        }))
+    Ok(answer.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+        _ => None,
+    }))
 }
 
 /// Gives the namespace `fd` is open on an id in `home`'s, unless it has one.

@@ -1,8 +1,5 @@
 //! The system calls no safe crate offers, each behind a safe face.
-#![allow(
-    unsafe_code,
-    reason = "unshare, ioctls, SO_NETNS_COOKIE and ancillary data; see notes"
-)]
+#![allow(unsafe_code, reason = "unshare, ioctls, SO_NETNS_COOKIE and ancillary data; see notes")]
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -27,11 +24,7 @@ pub(crate) fn namespace_type(fd: impl AsFd) -> Result<i32, Errno> {
     // SAFETY: the descriptor is open for the call; NS_GET_NSTYPE takes no
     // argument and returns an integer.
     let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
-    if kind < 0 {
-        Err(last_errno())
-    } else {
-        Ok(kind)
-    }
+    if kind < 0 { Err(last_errno()) } else { Ok(kind) }
 }
 
 /// The cookie of the network namespace `socket` was opened in; unique until
@@ -50,11 +43,7 @@ pub(crate) fn netns_cookie(socket: impl AsFd) -> Result<u64, Errno> {
             &raw mut len,
         )
     };
-    if rc < 0 {
-        Err(last_errno())
-    } else {
-        Ok(cookie)
-    }
+    if rc < 0 { Err(last_errno()) } else { Ok(cookie) }
 }
 
 /// One datagram with the namespace id the kernel tagged it with.
@@ -72,10 +61,7 @@ struct Control([u8; 64]);
 /// Receives one datagram without waiting.
 pub(crate) fn recv_tagged(socket: impl AsFd, buf: &mut [u8]) -> Result<Tagged, Errno> {
     let mut control = Control([0; 64]);
-    let mut iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: msghdr is plain data for which all zeroes is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut iov;
@@ -105,10 +91,7 @@ pub(crate) fn recv_tagged(socket: impl AsFd, buf: &mut [u8]) -> Result<Tagged, E
         // SAFETY: as for CMSG_FIRSTHDR; `message` came from this header.
         message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
     }
-    Ok(Tagged {
-        len: len as usize,
-        nsid,
-    })
+    Ok(Tagged { len: len as usize, nsid })
 }
 
 /// What a persistent tun or tap device is made with.
@@ -125,11 +108,7 @@ pub(crate) fn tun_persist(tun: impl AsFd, request: &TunRequest<'_>) -> Result<()
     // SAFETY: ifreq is plain data for which all zeroes is a valid value.
     let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = ifreq.ifr_name.len() - 1;
-    for (to, from) in ifreq
-        .ifr_name
-        .iter_mut()
-        .zip(request.name.bytes().take(room))
-    {
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(request.name.bytes().take(room)) {
         *to = from as libc::c_char;
     }
     ifreq.ifr_ifru.ifru_flags = request.flags;

@@ -27,11 +27,7 @@ impl SysctlKey {
     }
 
     fn path(&self) -> PathBuf {
-        let below = if self.0.contains('/') {
-            self.0.clone()
-        } else {
-            self.0.replace('.', "/")
-        };
+        let below = if self.0.contains('/') { self.0.clone() } else { self.0.replace('.', "/") };
         PathBuf::from("/proc/sys").join(below)
     }
 
@@ -49,19 +45,15 @@ impl SysctlKey {
     /// Writes the value in the calling thread's namespace.
     pub(crate) fn write(&self, value: &str) -> Result<()> {
         if value.len() > VALUE_LEN_MAX || value.contains('\0') {
-            return Err(Error::value(
-                "sysctl",
-                format!("{self}: value too long or with NUL"),
-            ));
+            return Err(Error::value("sysctl", format!("{self}: value too long or with NUL")));
         }
         let path = self.path();
         let file = open(&path, OFlags::WRONLY)?;
         match rustix::io::write(&file, value.as_bytes()) {
             Ok(_) => Ok(()),
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::RANGE) => Err(Error::value(
-                "sysctl",
-                format!("{self}: the kernel refuses {value:?}"),
-            )),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::RANGE) => {
+                Err(Error::value("sysctl", format!("{self}: the kernel refuses {value:?}")))
+            }
             Err(errno) => Err(Error::io("write", path, errno)),
         }
     }

@@ -34,14 +34,8 @@ fn created_namespace_is_listed_verified_and_deleted() {
         assert!(deleted.gone);
         assert_eq!(files(host), 0);
         assert_eq!(web.verify().unwrap(), PinState::Missing);
-        assert!(matches!(
-            web.delete(&waiting()),
-            Err(Error::NotFound { .. })
-        ));
-        assert!(matches!(
-            host.root.get(&ns("web")),
-            Err(Error::NotFound { .. })
-        ));
+        assert!(matches!(web.delete(&waiting()), Err(Error::NotFound { .. })));
+        assert!(matches!(host.root.get(&ns("web")), Err(Error::NotFound { .. })));
     });
 }
 
@@ -51,8 +45,7 @@ fn namespace_starts_with_loopback_and_settings_as_asked() {
         let key = "net.ipv4.ip_forward".parse().unwrap();
         let mut spec = NetnsSpec::default();
         let before = host.root.host().sysctl(&key).unwrap();
-        spec.sysctls
-            .insert("net.ipv4.ip_forward".parse().unwrap(), "1".into());
+        spec.sysctls.insert("net.ipv4.ip_forward".parse().unwrap(), "1".into());
         let ns = host.root.create(&ns("a"), &spec).unwrap();
         assert_eq!(ns.sysctl(&key).unwrap(), "1");
         ns.set_sysctl(&key, "0").unwrap();
@@ -61,10 +54,7 @@ fn namespace_starts_with_loopback_and_settings_as_asked() {
         let missing = "net.ipv4.no_such_thing".parse().unwrap();
         assert!(matches!(ns.sysctl(&missing), Err(Error::NotFound { .. })));
         let out = common::inside(ns.path(), || {
-            std::process::Command::new("ip")
-                .args(["link", "show", "lo"])
-                .output()
-                .unwrap()
+            std::process::Command::new("ip").args(["link", "show", "lo"]).output().unwrap()
         });
         let out = out.join().unwrap();
         assert!(String::from_utf8_lossy(&out.stdout).contains("LOOPBACK,UP"));
@@ -75,12 +65,8 @@ fn namespace_starts_with_loopback_and_settings_as_asked() {
 fn failed_creation_leaves_nothing_behind() {
     scratch(|host| {
         let mut spec = NetnsSpec::default();
-        spec.sysctls
-            .insert("net.ipv4.no_such_thing".parse().unwrap(), "1".into());
-        assert!(matches!(
-            host.root.create(&ns("a"), &spec),
-            Err(Error::NotFound { .. })
-        ));
+        spec.sysctls.insert("net.ipv4.no_such_thing".parse().unwrap(), "1".into());
+        assert!(matches!(host.root.create(&ns("a"), &spec), Err(Error::NotFound { .. })));
         assert_eq!(files(host), 0);
         assert!(host.root.create(&ns("a"), &NetnsSpec::default()).is_ok());
     });
@@ -129,10 +115,7 @@ fn five_hundred_concurrent_namespaces_are_distinct_and_go_at_once() {
             .collect();
         assert_eq!(cookies.len(), 512);
         let names: Vec<_> = pins.into_iter().map(|pin| pin.name).collect();
-        let opts = DeleteOpts {
-            wait: Duration::from_secs(30),
-            force: true,
-        };
+        let opts = DeleteOpts { wait: Duration::from_secs(30), force: true };
         for result in host.root.delete_all(&names, &opts) {
             assert!(result.unwrap().gone);
         }
@@ -144,10 +127,7 @@ fn five_hundred_concurrent_namespaces_are_distinct_and_go_at_once() {
 fn adopted_namespace_is_the_one_given() {
     scratch(|host| {
         let a = host.root.create(&ns("a"), &NetnsSpec::default()).unwrap();
-        let by_path = host
-            .root
-            .adopt(&ns("path"), Source::Path(a.path()))
-            .unwrap();
+        let by_path = host.root.adopt(&ns("path"), Source::Path(a.path())).unwrap();
         assert_eq!(by_path.id(), a.id());
         let file = std::fs::File::open(a.path()).unwrap();
         let by_fd = host.root.adopt(&ns("fd"), Source::Fd(file.into())).unwrap();
@@ -164,11 +144,7 @@ fn adopted_namespace_is_the_one_given() {
         }
         let by_pid = host.root.adopt(&ns("pid"), Source::Pid(pid)).unwrap();
         let holders = by_pid.holders().unwrap();
-        assert!(
-            holders
-                .iter()
-                .any(|h| h.pid == pid && h.kind == HolderKind::Member)
-        );
+        assert!(holders.iter().any(|h| h.pid == pid && h.kind == HolderKind::Member));
         match by_pid.delete(&waiting()) {
             Err(Error::InUse { pids, .. }) => assert_eq!(pids, [pid]),
             other => panic!("{other:?}"),
@@ -186,24 +162,14 @@ fn forced_deletion_names_who_keeps_the_namespace() {
     scratch(|host| {
         let a = host.root.create(&ns("a"), &NetnsSpec::default()).unwrap();
         let arg = format!("--net={}", a.path().display());
-        let mut child = std::process::Command::new("nsenter")
-            .args([&arg, "sleep", "60"])
-            .spawn()
-            .unwrap();
+        let mut child =
+            std::process::Command::new("nsenter").args([&arg, "sleep", "60"]).spawn().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while a
-            .holders()
-            .unwrap()
-            .iter()
-            .all(|h| h.kind != HolderKind::Member)
-        {
+        while a.holders().unwrap().iter().all(|h| h.kind != HolderKind::Member) {
             assert!(std::time::Instant::now() < deadline);
             std::thread::yield_now();
         }
-        let opts = DeleteOpts {
-            wait: Duration::from_millis(200),
-            force: true,
-        };
+        let opts = DeleteOpts { wait: Duration::from_millis(200), force: true };
         let deleted = a.delete(&opts).unwrap();
         assert!(!deleted.gone);
         assert_eq!(deleted.holders[0].pid, child.id() as i32);
@@ -215,64 +181,27 @@ fn forced_deletion_names_who_keeps_the_namespace() {
 #[test]
 fn anything_but_a_network_namespace_is_refused_and_told_apart() {
     scratch(|host| {
-        let uts = host
-            .root
-            .adopt(&ns("uts"), Source::Path("/proc/self/ns/uts".into()));
-        assert!(
-            matches!(
-                uts,
-                Err(Error::InvalidValue {
-                    field: "source",
-                    ..
-                })
-            ),
-            "{uts:?}"
-        );
-        let plain = host
-            .root
-            .adopt(&ns("plain"), Source::Path("/etc/hostname".into()));
-        assert!(
-            matches!(plain, Err(Error::InvalidValue { .. })),
-            "{plain:?}"
-        );
-        let missing = host
-            .root
-            .adopt(&ns("m"), Source::Path("/nonexistent/ns".into()));
-        assert!(
-            matches!(missing, Err(Error::NotFound { .. })),
-            "{missing:?}"
-        );
+        let uts = host.root.adopt(&ns("uts"), Source::Path("/proc/self/ns/uts".into()));
+        assert!(matches!(uts, Err(Error::InvalidValue { field: "source", .. })), "{uts:?}");
+        let plain = host.root.adopt(&ns("plain"), Source::Path("/etc/hostname".into()));
+        assert!(matches!(plain, Err(Error::InvalidValue { .. })), "{plain:?}");
+        let missing = host.root.adopt(&ns("m"), Source::Path("/nonexistent/ns".into()));
+        assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
         let pid = host.root.adopt(&ns("p"), Source::Pid(-1));
-        assert!(
-            matches!(pid, Err(Error::InvalidValue { field: "pid", .. })),
-            "{pid:?}"
-        );
+        assert!(matches!(pid, Err(Error::InvalidValue { field: "pid", .. })), "{pid:?}");
 
         std::fs::write(host.root.dir().join("file"), "").unwrap();
         std::os::unix::fs::symlink("/proc/self/ns/net", host.root.dir().join("link")).unwrap();
         std::fs::write(host.root.dir().join("mounted"), "").unwrap();
         rustix::mount::mount_bind("/proc/self/ns/uts", host.root.dir().join("mounted")).unwrap();
-        host.run(&format!(
-            "mkfifo {}",
-            host.root.dir().join("pipe").display()
-        ));
-        let states: Vec<_> = host
-            .root
-            .list()
-            .unwrap()
-            .into_iter()
-            .map(|p| p.state)
-            .collect();
+        host.run(&format!("mkfifo {}", host.root.dir().join("pipe").display()));
+        let states: Vec<_> = host.root.list().unwrap().into_iter().map(|p| p.state).collect();
         use PinState::{NotMounted, WrongType};
         assert_eq!(states, [NotMounted, WrongType, WrongType, WrongType]);
         for name in ["file", "link", "mounted", "pipe"] {
             let error = host.root.get(&ns(name)).unwrap_err();
             assert!(matches!(error, Error::Stale { .. }), "{error}");
-            host.root
-                .delete_all(&[ns(name)], &waiting())
-                .pop()
-                .unwrap()
-                .unwrap();
+            host.root.delete_all(&[ns(name)], &waiting()).pop().unwrap().unwrap();
         }
         assert_eq!(files(host), 0);
     });
@@ -333,23 +262,17 @@ fn iproute2_works_through_the_exposed_link() {
         std::fs::create_dir(&expose).unwrap();
         std::fs::create_dir_all("/run/netns").unwrap();
         rustix::mount::mount_bind(&expose, "/run/netns").unwrap();
-        let options = RootOptions {
-            expose_in: Some("/run/netns".into()),
-            ..RootOptions::default()
-        };
+        let options =
+            RootOptions { expose_in: Some("/run/netns".into()), ..RootOptions::default() };
         let root = NetnsRoot::open_with(host.dir().join("exposed"), options).unwrap();
-        let a = root
-            .create(&ns("crated-test"), &NetnsSpec::default())
-            .unwrap();
+        let a = root.create(&ns("crated-test"), &NetnsSpec::default()).unwrap();
         assert!(host.run("ip netns list").contains("crated-test"));
         host.run("ip -n crated-test link add vx type veth peer name vy");
         a.delete(&waiting()).unwrap();
         assert!(!host.run("ip netns list").contains("crated-test"));
 
         // Their removal takes our mount away; we notice and clean up.
-        let b = root
-            .create(&ns("crated-test"), &NetnsSpec::default())
-            .unwrap();
+        let b = root.create(&ns("crated-test"), &NetnsSpec::default()).unwrap();
         host.run("ip netns del crated-test");
         assert_eq!(b.verify().unwrap(), PinState::NotMounted);
         b.delete(&waiting()).unwrap();
@@ -365,13 +288,7 @@ fn second_root_on_one_directory_shares_its_mount() {
         assert_eq!(again.get(&ns("a")).unwrap().id(), a.id());
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let dir = host.root.dir().display().to_string();
-        assert_eq!(
-            mounts
-                .lines()
-                .filter(|l| l.contains(&format!("{dir} ")))
-                .count(),
-            1
-        );
+        assert_eq!(mounts.lines().filter(|l| l.contains(&format!("{dir} "))).count(), 1);
     });
 }
 

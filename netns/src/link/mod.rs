@@ -1,20 +1,33 @@
 //! Links: what to make, what to change, and what is there.
 
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkFlags, LinkMessage};
+pub(crate) mod apply;
+mod change;
+mod decode;
+mod encode;
+mod kinds;
+pub(crate) mod read;
+mod spec;
+
+pub use change::LinkChange;
+pub use decode::{KindInfo, Link, Lower, OperState};
+pub use kinds::{
+    BridgeOpts, IpvlanMode, LinkKind, MacvlanMode, Parent, PeerSpec, Place, TunOpts, VxlanOpts,
+};
+pub use spec::{ALIAS_LEN_MAX, LinkSettings, LinkSpec, PortSettings, PortVlan};
+
+pub(crate) use encode::{by_index, set};
 
 use crate::Result;
 use crate::error::{Step, Subject};
 use crate::netlink::{Request, Socket};
 
+/// Index of the loopback device in every namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
 /// Brings the loopback device of the calling thread's namespace up.
 pub(crate) fn loopback_up() -> Result<()> {
-    let mut message = LinkMessage::default();
-    message.header.index = 1;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
     Socket::open()?.change(Request {
-        message: RouteNetlinkMessage::SetLink(message),
+        message: encode::up(LOOPBACK_INDEX, true),
         flags: 0,
         step: Step::new(Subject::Link, "bring up", "link lo"),
     })

@@ -1,6 +1,6 @@
 //! The frames netlink datagrams consist of. Pure: bytes in, values out.
 
-use netlink_packet_core::{Emitable, NetlinkSerializable, NlasIterator, ParseableParametrized};
+use netlink_packet_core::{NetlinkSerializable, NlasIterator, ParseableParametrized};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkHeader, LinkMessage};
 
@@ -74,16 +74,12 @@ impl<'a> Iterator for Frames<'a> {
         }
         let Some(header) = self.rest.first_chunk::<HEADER_LEN>() else {
             let left = std::mem::take(&mut self.rest).len();
-            return Some(Err(Malformed(format!(
-                "{left} bytes are too few for a header"
-            ))));
+            return Some(Err(Malformed(format!("{left} bytes are too few for a header"))));
         };
         let len = u32_at(header, 0) as usize;
         if len < HEADER_LEN || len > self.rest.len() {
             let left = std::mem::take(&mut self.rest).len();
-            return Some(Err(Malformed(format!(
-                "frame of {len} bytes in {left} left"
-            ))));
+            return Some(Err(Malformed(format!("frame of {len} bytes in {left} left"))));
         }
         let frame = Frame {
             kind: u16::from_ne_bytes([header[4], header[5]]),
@@ -148,10 +144,7 @@ impl Frame<'_> {
         if errno <= 0 {
             return Ok(None);
         }
-        Ok(Some(KernelError {
-            errno,
-            message: self.extended_text(),
-        }))
+        Ok(Some(KernelError { errno, message: self.extended_text() }))
     }
 
     fn extended_text(&self) -> Option<String> {
@@ -194,13 +187,6 @@ pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(value);
     bytes.resize(align(len), 0);
-    bytes
-}
-
-/// The bytes of an encodable value.
-pub(crate) fn bytes_of(value: &impl Emitable) -> Vec<u8> {
-    let mut bytes = vec![0; value.buffer_len()];
-    value.emit(&mut bytes);
     bytes
 }
 

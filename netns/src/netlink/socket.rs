@@ -48,20 +48,13 @@ impl Socket {
             inner.set_ext_ack(true)?;
             inner.set_cap_ack(true)?;
             inner.set_netlink_get_strict_chk(true)?;
-            for side in [
-                rustix::net::sockopt::Timeout::Recv,
-                rustix::net::sockopt::Timeout::Send,
-            ] {
+            for side in [rustix::net::sockopt::Timeout::Recv, rustix::net::sockopt::Timeout::Send] {
                 rustix::net::sockopt::set_socket_timeout(&inner, side, Some(ANSWER_TIMEOUT))?;
             }
             Ok(inner)
         };
         let inner = open().map_err(|error| failed("open netlink socket", &error))?;
-        Ok(Self {
-            inner,
-            sequence: 0,
-            buf: vec![0; DATAGRAM_LEN_MAX],
-        })
+        Ok(Self { inner, sequence: 0, buf: vec![0; DATAGRAM_LEN_MAX] })
     }
 
     /// The cookie of the namespace the socket is in.
@@ -91,12 +84,7 @@ impl Socket {
             let mut out = Vec::with_capacity(256 * chunk.len());
             for request in chunk {
                 self.sequence = self.sequence.wrapping_add(1);
-                encode(
-                    &request.message,
-                    REQUEST | ACK | request.flags,
-                    self.sequence,
-                    &mut out,
-                );
+                encode(&request.message, REQUEST | ACK | request.flags, self.sequence, &mut out);
             }
             let step = chunk[0].step.text();
             self.send(&out, &step)?;
@@ -217,23 +205,15 @@ impl Socket {
         mut each: impl FnMut(u32, Body, bool) -> Result<(), Malformed>,
     ) -> Result<()> {
         let len = loop {
-            match self
-                .inner
-                .recv(&mut self.buf.as_mut_slice(), libc::MSG_TRUNC)
-            {
+            match self.inner.recv(&mut self.buf.as_mut_slice(), libc::MSG_TRUNC) {
                 Ok(len) => break len,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(failed(step, &error)),
             }
         };
-        let malformed = |Malformed(reason)| Error::Malformed {
-            step: step.to_owned(),
-            reason,
-        };
+        let malformed = |Malformed(reason)| Error::Malformed { step: step.to_owned(), reason };
         let Some(datagram) = self.buf.get(..len) else {
-            return Err(malformed(Malformed(format!(
-                "datagram of {len} bytes was cut"
-            ))));
+            return Err(malformed(Malformed(format!("datagram of {len} bytes was cut"))));
         };
         for frame in Frames::new(datagram) {
             let frame = frame.map_err(malformed)?;
@@ -259,9 +239,6 @@ fn failed(step: &str, error: &std::io::Error) -> Error {
             needs: "CAP_NET_ADMIN",
             kernel: Some(KernelError::new(errno)),
         },
-        errno => Error::Kernel {
-            step,
-            kernel: KernelError::new(errno.unwrap_or(libc::EIO)),
-        },
+        errno => Error::Kernel { step, kernel: KernelError::new(errno.unwrap_or(libc::EIO)) },
     }
 }

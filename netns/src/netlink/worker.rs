@@ -49,13 +49,12 @@ impl Lanes {
         let (changes, change_queue) = channel();
         let (reads, read_queue) = channel();
         let queues: [Queue; 2] = [change_queue, read_queue].map(|q| Arc::new(Mutex::new(q)));
-        thread::Builder::new()
-            .name("netns-keeper".into())
-            .spawn(move || keep(&queues))
-            .map_err(|error| Error::Kernel {
+        thread::Builder::new().name("netns-keeper".into()).spawn(move || keep(&queues)).map_err(
+            |error| Error::Kernel {
                 step: "start worker thread".into(),
                 kernel: crate::KernelError::new(error.raw_os_error().unwrap_or(libc::EAGAIN)),
-            })?;
+            },
+        )?;
         Ok(Self { changes, reads })
     }
 
@@ -102,10 +101,7 @@ impl Hopper {
     /// Runs `work` inside the namespace `ns` is open on. `work` must start
     /// neither threads nor processes: they would stay there.
     pub(crate) fn visit<T>(&mut self, ns: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T> {
-        let back = Return {
-            home: own_netns()?,
-            lost: &mut self.lost,
-        };
+        let back = Return { home: own_netns()?, lost: &mut self.lost };
         move_into_link_name_space(ns, Some(LinkNameSpaceType::Network))
             .map_err(|errno| Error::io("enter", "network namespace", errno))?;
         let result = work();
@@ -116,10 +112,7 @@ impl Hopper {
     /// Runs `work` inside a new network namespace, which lives on only if
     /// `work` pins it.
     pub(crate) fn create<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
-        let back = Return {
-            home: own_netns()?,
-            lost: &mut self.lost,
-        };
+        let back = Return { home: own_netns()?, lost: &mut self.lost };
         sys::unshare_net().map_err(|errno| Error::io("create", "network namespace", errno))?;
         let result = work();
         drop(back);
@@ -186,15 +179,9 @@ fn keep(queues: &[Queue; 2]) {
 
 fn start_worker(place: usize, queues: &[Queue; 2], keeper: &Sender<(usize, bool)>) {
     let queue = Arc::clone(&queues[place]);
-    let farewell = Farewell {
-        place,
-        finished: false,
-        keeper: keeper.clone(),
-    };
+    let farewell = Farewell { place, finished: false, keeper: keeper.clone() };
     let name = ["netns-change", "netns-read"][place];
-    let started = thread::Builder::new()
-        .name(name.into())
-        .spawn(move || work(&queue, farewell));
+    let started = thread::Builder::new().name(name.into()).spawn(move || work(&queue, farewell));
     if let Err(error) = started {
         // The dropped closure has said farewell, which brings the keeper back
         // here; wait before that, threads are short.

@@ -1,10 +1,7 @@
 //! A host of one's own for each test: a thread in a network and a mount
 //! namespace that nobody else sees.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
-#![allow(
-    unsafe_code,
-    reason = "a test thread leaves the process's namespaces for good"
-)]
+#![allow(unsafe_code, reason = "a test thread leaves the process's namespaces for good")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,15 +32,9 @@ impl Host {
     /// Runs a program in the scratch host.
     pub fn try_run(&self, line: &str) -> (bool, String) {
         let mut words = line.split_whitespace();
-        let out = Command::new(words.next().unwrap())
-            .args(words)
-            .output()
-            .unwrap();
+        let out = Command::new(words.next().unwrap()).args(words).output().unwrap();
         let text = [out.stdout, out.stderr].concat();
-        (
-            out.status.success(),
-            String::from_utf8_lossy(&text).into_owned(),
-        )
+        (out.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 }
 
@@ -59,10 +50,7 @@ pub fn scratch(test: impl FnOnce(&Host) + Send + 'static) {
         leave();
         let temp = tempfile::tempdir().unwrap();
         let root = NetnsRoot::open(temp.path().join("netns"), Propagation::Private).unwrap();
-        let host = Host {
-            dir: temp.path().to_owned(),
-            root,
-        };
+        let host = Host { dir: temp.path().to_owned(), root };
         // Keep the directory's mounts from outliving a panicking test.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&host)));
         let _ = rustix::mount::unmount(host.root.dir(), rustix::mount::UnmountFlags::DETACH);
