@@ -159,9 +159,7 @@ fn erofs_file(request: &Request<'_>, backend: Backend) -> Result<Attached> {
 }
 
 fn through_loop(request: &Request<'_>, backend: Backend) -> Result<Attached> {
-    // EROFS never writes; for the rest the option decides.
-    let read_only =
-        request.mount.kind == "erofs" || request.options.flags.contains(Flags::READ_ONLY);
+    let read_only = request.options.flags.contains(Flags::READ_ONLY);
     let device = LoopDevice::attach(request.source(), read_only)?;
     let mut extra = Vec::new();
     let mut data = request.options.data.clone();

@@ -64,16 +64,13 @@ pub fn detach(path: &Path, flags: DetachFlags) -> Result<()> {
     loop {
         match detach_once(path, flags) {
             Err(Error::Busy { .. }) if patience.wait() => {}
-            Err(Error::Busy { path, .. }) => {
-                let holders = holders(&path);
-                return Err(Error::Busy { path, holders });
-            }
-            answer => return answer,
+            answer => return answer.map_err(with_holders),
         }
     }
 }
 
 /// Detaches every mount stacked at `path`; nothing mounted there is success.
+/// As in [`detach`], nothing is ever mounted at a symbolic link.
 ///
 /// # Errors
 ///
@@ -93,7 +90,8 @@ pub fn detach_all(path: &Path) -> Result<()> {
 ///
 /// # Errors
 ///
-/// - [`Error::InvalidArgument`] for `/`, which nobody means.
+/// - [`Error::InvalidArgument`] for `/`, which nobody means, and for a symbolic
+///   link, which could mean anything.
 /// - [`Error::Incomplete`] lists what is still attached and why; the rest is
 ///   detached.
 pub fn detach_recursive(root: &Path) -> Result<()> {
@@ -230,8 +228,9 @@ fn below(root: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// `root` as the kernel lists it; `None` when there is no such place. The last
-/// component is left alone: it may be the root of a mount that hangs.
+/// `root` as the kernel lists it; `None` when there is no such place. Of the last
+/// component nothing is asked but whether it is a link, which no filesystem that
+/// hangs has a say in when it is a mount's root.
 fn as_listed(root: &Path) -> Result<Option<PathBuf>> {
     let refuse = || Err(Error::invalid("root", root.to_string_lossy(), "is no tree of its own"));
     let Some(name) = root.file_name() else {
@@ -241,6 +240,9 @@ fn as_listed(root: &Path) -> Result<Option<PathBuf>> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    if root.read_link().is_ok() {
+        return Err(Error::invalid("root", root.to_string_lossy(), "is a symbolic link"));
+    }
     match parent.canonicalize() {
         Ok(parent) => Ok(Some(parent.join(name))),
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -251,7 +253,9 @@ fn as_listed(root: &Path) -> Result<Option<PathBuf>> {
 fn with_holders(error: Error) -> Error {
     match error {
         Error::Busy { path, .. } => {
-            let holders = holders(&path);
+            // Links to what is open show it as the kernel lists it.
+            let listed = as_listed(&path).ok().flatten();
+            let holders = listed.map(|listed| holders(&listed)).unwrap_or_default();
             Error::Busy { path, holders }
         }
         other => other,

@@ -175,13 +175,17 @@ impl fmt::Display for Range {
 /// matters: a child that is gone, or that someone else waited for, is ended.
 fn end(child: &sys::NamespaceChild) {
     let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+    let options = WaitIdOptions::EXITED | WALL;
     loop {
-        match waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED) {
+        match waitid(WaitId::PidFd(child.pidfd.as_fd()), options) {
             Err(errno) if io::Error::from(errno).kind() == io::ErrorKind::Interrupted => {}
             _ => break,
         }
     }
 }
+
+/// `__WALL`: children without an exit signal too.
+const WALL: WaitIdOptions = WaitIdOptions::from_bits_retain(0x4000_0000);
 
 /// The kernel keeps this many ranges per map (`UID_GID_MAP_MAX_EXTENTS`).
 pub const RANGES_MAX: usize = 340;

@@ -117,3 +117,7 @@ pub fn attach_all(mounts: &[Mount], root: &Path) -> Result<()> {
 pub fn attach_all_with(mounts: &[Mount], root: &Path, backend: Backend) -> Result<()> {
     backend::attach_all(mounts, root, backend)
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::Attempt;
-use crate::options::Options;
+use crate::options::{Flags, Options};
 use crate::target::{Target, magic_path};
 use crate::{Error, Mount, Result};
 
@@ -30,7 +30,11 @@ impl<'a> Request<'a> {
                 return Err(Error::invalid(what, value, "contains a NUL byte"));
             }
         }
-        let options = Options::parse(&mount.options)?;
+        let mut options = Options::parse(&mount.options)?;
+        if mount.kind == "erofs" {
+            // It never writes, and a read-only device is refused without this.
+            options.flags |= Flags::READ_ONLY;
+        }
         match Target::resolve(root, &mount.target) {
             Ok(target) => Ok(Self { mount, options, target }),
             Err((path, errno)) => {

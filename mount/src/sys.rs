@@ -88,7 +88,8 @@ pub(crate) struct NamespaceChild {
 /// Starts a [`NamespaceChild`]. It dies with the calling thread at the latest.
 pub(crate) fn clone_into_user_namespace() -> io::Result<NamespaceChild> {
     let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // No exit signal: a caller that reaps its children must not see this one.
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD;
     let zero: libc::c_long = 0;
     let parent = std::process::id();
     // SAFETY: without CLONE_VM and with no stack this is fork(2): the child runs

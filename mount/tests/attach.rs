@@ -10,6 +10,7 @@ use std::path::Path;
 use crated_mount::{
     Backend, Error, LoopDevice, Mount, attach_all_with, detach, detach_all, escape_layer,
 };
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use support::{
     bind, dir, isolated, layer, missing, mount, mount_at, mounts_below, run, tmpfs, uid,
 };
@@ -127,6 +128,8 @@ fn an_id_mapped_bind_shows_other_owners(root: &Path, backend: Backend) {
     assert_eq!((uid(&target), uid(target.join("file"))), (100_000, 100_005));
     assert_eq!(uid(source.join("file")), 5);
     assert!(mount_at(&target).options.contains("ro"));
+    // The process that lent its namespace is gone, and waited for.
+    assert_eq!(fs::read_to_string("/proc/thread-self/children").unwrap(), "");
 }
 
 fn an_overlay_is_read_and_written_through(root: &Path, backend: Backend) {
@@ -431,7 +434,7 @@ fn an_erofs_image_is_mounted_from_its_file(root: &Path, backend: Backend) {
 
     // As on a kernel that reads only devices.
     let device = LoopDevice::attach(&image, true).unwrap();
-    mount("erofs", device.path(), &["ro"]).attach_with(&target, backend).unwrap();
+    mount("erofs", device.path(), &[]).attach_with(&target, backend).unwrap();
     drop(device);
     assert_eq!(fs::read_to_string(target.join("hello")).unwrap(), "from erofs");
     assert!(backing_files().contains(&image.display().to_string()));
@@ -526,6 +529,49 @@ fn a_page_that_is_too_small_says_so() {
 
         assert!(matches!(error, Error::OptionsTooLong { .. }), "{error}");
         overlay(&layers, None).attach_with(&target, Backend::NewApi).unwrap();
+    });
+}
+
+#[test]
+fn without_privilege_the_answer_is_permission_denied() {
+    isolated(|root| {
+        let source = layer(root, "source", "hello");
+        let target = dir(root, "target");
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::SYS_ADMIN);
+        set_capabilities(None, sets).unwrap();
+        for backend in [Backend::NewApi, Backend::Classic] {
+            for mount in [bind(&source, &["bind"]), tmpfs(), overlay(&[&source, root], None)] {
+                let error = mount.attach_with(&target, backend).unwrap_err();
+                assert!(matches!(error, Error::PermissionDenied(_)), "{backend:?}: {error}");
+            }
+        }
+        sets.effective.insert(CapabilitySet::SYS_ADMIN);
+        set_capabilities(None, sets).unwrap();
+    });
+}
+
+#[test]
+fn loop_devices_attached_at_once_are_all_different() {
+    isolated(|root| {
+        let images: Vec<_> = (0..8).map(|n| root.join(n.to_string())).collect();
+        for image in &images {
+            fs::File::create(image).unwrap().set_len(1 << 20).unwrap();
+        }
+        let devices: Vec<_> = std::thread::scope(|scope| {
+            let attach = |image: &std::path::PathBuf| {
+                let image = image.clone();
+                scope.spawn(move || LoopDevice::attach(&image, false).unwrap())
+            };
+            let threads: Vec<_> = images.iter().map(attach).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let paths: std::collections::BTreeSet<_> = devices.iter().map(LoopDevice::path).collect();
+        assert_eq!(paths.len(), images.len());
+        drop(devices);
+        let gone =
+            |image: &std::path::PathBuf| !backing_files().contains(&image.display().to_string());
+        eventually(|| images.iter().all(gone));
     });
 }
 

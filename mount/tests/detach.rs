@@ -149,6 +149,32 @@ fn one_busy_mount_does_not_keep_the_others() {
 }
 
 #[test]
+fn a_tree_named_by_a_link_is_refused_rather_than_missed() {
+    isolated(|root| {
+        let target = dir(root, "target");
+        tmpfs().attach(&target).unwrap();
+        symlink(&target, root.join("link")).unwrap();
+
+        let error = detach_recursive(&root.join("link")).unwrap_err();
+
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_relative_path_and_links_above_the_tree_are_resolved() {
+    isolated(|root| {
+        let tree = dir(root, "real/tree");
+        tmpfs().attach(&tree).unwrap();
+        symlink("real", root.join("link")).unwrap();
+
+        detach_recursive(&root.join("link/tree")).unwrap();
+
+        assert_eq!(mounts_below(&tree).len(), 0);
+    });
+}
+
+#[test]
 fn the_root_of_everything_is_not_a_tree_to_detach() {
     for root in ["/", "/..", ""] {
         let error = detach_recursive(Path::new(root)).unwrap_err();
