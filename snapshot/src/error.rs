@@ -41,23 +41,13 @@ pub enum Error {
     Stream { op: &'static str, source: io::Error },
     /// Mounting or unmounting failed.
     #[error("mount for {op}")]
-    Mount {
-        op: &'static str,
-        source: crated_mount::Error,
-    },
+    Mount { op: &'static str, source: crated_mount::Error },
     /// The metadata database failed; its last committed state is intact.
     #[error("{op} metadata database")]
-    Metadata {
-        op: &'static str,
-        source: DatabaseError,
-    },
+    Metadata { op: &'static str, source: DatabaseError },
     /// The filesystem refused `op` on `path`.
     #[error("{op} {}", path.display())]
-    Io {
-        op: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { op: &'static str, path: PathBuf, source: io::Error },
 }
 
 /// What the metadata database reported, opaque so that its engine can change.
@@ -72,43 +62,27 @@ impl Error {
         path: impl AsRef<Path>,
         source: impl Into<io::Error>,
     ) -> Self {
-        Self::Io {
-            op,
-            path: path.as_ref().to_owned(),
-            source: source.into(),
-        }
+        Self::Io { op, path: path.as_ref().to_owned(), source: source.into() }
     }
 
     /// An [`Error::Metadata`] from any of the engine's error types.
     pub(crate) fn metadata(op: &'static str, source: impl Into<redb::Error>) -> Self {
-        Self::Metadata {
-            op,
-            source: DatabaseError(Box::new(source.into())),
-        }
+        Self::Metadata { op, source: DatabaseError(Box::new(source.into())) }
     }
 
     /// An [`Error::InvalidArchive`] for the entry of this raw name.
     pub(crate) fn archive(entry: &[u8], reason: impl Into<String>) -> Self {
-        Self::InvalidArchive {
-            entry: printable(entry),
-            reason: reason.into(),
-        }
+        Self::InvalidArchive { entry: printable(entry), reason: reason.into() }
     }
 
     /// An [`Error::InvalidArgument`].
     pub(crate) fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
-        Self::InvalidArgument {
-            what,
-            reason: reason.into(),
-        }
+        Self::InvalidArgument { what, reason: reason.into() }
     }
 
     /// An [`Error::FailedPrecondition`].
     pub(crate) fn precondition(key: &str, reason: impl Into<String>) -> Self {
-        Self::FailedPrecondition {
-            key: key.to_owned(),
-            reason: reason.into(),
-        }
+        Self::FailedPrecondition { key: key.to_owned(), reason: reason.into() }
     }
 
     /// The operating system's error code, where one is at the root of this.

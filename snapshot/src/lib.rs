@@ -20,16 +20,23 @@ pub use crate::diff::{
     ZSTD_WINDOW_LOG_MAX, apply_tar, chain_id,
 };
 pub use crate::error::{DatabaseError, Error, Result};
-pub use crate::metastore::SyncMode;
+pub use crate::metastore::{MetaStore, Snapshot, SyncMode};
 pub use crate::native::NativeSnapshotter;
-pub use crate::overlay::{OverlayOptions, OverlaySnapshotter};
+pub use crate::overlay::{
+    GID_MAPPING_LABEL, OverlayOptions, OverlaySnapshotter, UID_MAPPING_LABEL, UPPERDIR_LABEL,
+};
 pub use crate::snapshotter::{
     CommitOptions, Info, KEY_LENGTH_MAX, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
 
+mod copy;
 mod diff;
+mod directories;
 mod error;
 mod metastore;
 mod native;
 mod overlay;
 mod snapshotter;
+mod tar;
+mod tree;
+mod usage;

@@ -263,10 +263,7 @@ fn checked(what: &'static str, text: String) -> Result<String> {
         return Err(Error::invalid(what, "empty"));
     }
     if text.len() > KEY_LENGTH_MAX {
-        let reason = format!(
-            "{} bytes long, at most {KEY_LENGTH_MAX} are allowed",
-            text.len()
-        );
+        let reason = format!("{} bytes long, at most {KEY_LENGTH_MAX} are allowed", text.len());
         return Err(Error::invalid(what, reason));
     }
     Ok(text)

@@ -155,13 +155,7 @@ mod tests {
 
     #[test]
     fn a_skippable_frame_is_zstd() {
-        assert_eq!(
-            Compression::detect(&[0x5e, 0x2a, 0x4d, 0x18]),
-            Compression::Zstd
-        );
-        assert_eq!(
-            Compression::detect(&[0x6e, 0x2a, 0x4d, 0x18]),
-            Compression::None
-        );
+        assert_eq!(Compression::detect(&[0x5e, 0x2a, 0x4d, 0x18]), Compression::Zstd);
+        assert_eq!(Compression::detect(&[0x6e, 0x2a, 0x4d, 0x18]), Compression::None);
     }
 }

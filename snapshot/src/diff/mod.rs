@@ -11,7 +11,7 @@ pub use self::apply::{TarApplier, Target, Whiteouts, apply_tar};
 pub use self::compare::WalkingDiffer;
 pub use self::compression::{Compression, Encoder, SNIFF_BYTES, ZSTD_WINDOW_LOG_MAX};
 
-mod apply;
+pub(crate) mod apply;
 mod compare;
 mod compression;
 
@@ -143,6 +143,11 @@ pub fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
             digest_string(&hasher.finalize())
         }
     }
+}
+
+/// Where temporary mounts go unless told otherwise.
+fn default_temp_root() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("crated-snapshot-{}", std::process::id()))
 }
 
 /// `sha256:<hex>`.

@@ -1,17 +1,38 @@
 //! A tar stream into a root it cannot escape.
+//!
+//! Every name is resolved by the kernel beneath a directory held open
+//! (`openat2` with `RESOLVE_IN_ROOT`), every change is made on a descriptor of
+//! the very file concerned, and memory stays constant whatever the layer says
+//! (16 bytes per entry when there is something to hide, and the paths of its
+//! directories until their times are set).
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use crated_mount::{Mount, TempMount};
 
+use crate::diff::apply::layers::Layers;
+use crate::diff::apply::unpack::Unpacker;
 use crate::diff::{Applied, Applier, ApplyOptions};
 use crate::error::{Error, Result};
+use crate::tar::{Stream, TarReader};
+use crate::tree::Dir;
 
-/// Unpacks tar layers with [`apply_tar`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TarApplier;
+mod layers;
+pub(crate) mod metadata;
+mod path;
+mod pipeline;
+mod resolve;
+mod unpack;
+mod whiteout;
+mod written;
+
+/// Unpacks tar layers, compressed or not, with [`apply_tar`].
+#[derive(Clone, Debug)]
+pub struct TarApplier {
+    temp_root: PathBuf,
+}
 
 /// The directory a layer is unpacked into, held open.
 #[derive(Debug)]
@@ -37,6 +58,37 @@ pub enum Whiteouts {
     },
 }
 
+impl TarApplier {
+    /// An applier that attaches what it must below `temp_root`, a directory
+    /// which nobody else should be able to write to.
+    pub fn new(temp_root: impl Into<PathBuf>) -> Self {
+        Self { temp_root: temp_root.into() }
+    }
+}
+
+impl Default for TarApplier {
+    /// With a temporary root of its own in the system's temporary directory.
+    fn default() -> Self {
+        Self::new(crate::diff::default_temp_root())
+    }
+}
+
+impl Applier for TarApplier {
+    fn apply(
+        &self,
+        layer: &mut dyn Read,
+        mounts: &[Mount],
+        options: &ApplyOptions,
+    ) -> Result<Applied> {
+        let target = Target::mounts(mounts, &self.temp_root)?;
+        let applied = pipeline::apply(layer, &target, options);
+        let closed = target.close();
+        let applied = applied?;
+        closed?;
+        Ok(applied)
+    }
+}
+
 impl Target {
     /// A directory holding a whole filesystem.
     ///
@@ -57,21 +109,44 @@ impl Target {
         Self::open(upper, lowers, Whiteouts::Overlay { user_xattr })
     }
 
-    /// What `mounts` show: the upper directory itself of a single overlay,
-    /// else the mounts attached at a private directory below `temp_root` until
-    /// the target is dropped or [closed](Self::close).
+    /// What `mounts` show.
+    ///
+    /// A single writable bind and the upper directory of a single overlay are
+    /// used directly. Anything else is attached at a private directory below
+    /// `temp_root` until the target is dropped or [closed](Self::close).
     ///
     /// # Errors
     ///
     /// [`Error::Mount`], [`Error::Io`].
     pub fn mounts(mounts: &[Mount], temp_root: &Path) -> Result<Self> {
-        let attached = TempMount::attach(mounts, temp_root).map_err(|source| Error::Mount {
-            op: "apply",
-            source,
-        })?;
+        if let [mount] = mounts
+            && mount.target.is_empty()
+        {
+            if let Some(upper) = option(mount, "upperdir=")
+                && mount.kind == "overlay"
+                && !in_user_namespace()
+            {
+                let lowers: Vec<&Path> = option(mount, "lowerdir=")
+                    .map(|dirs| dirs.split(':').map(Path::new).collect())
+                    .unwrap_or_default();
+                let user_xattr = mount.options.iter().any(|option| option == "userxattr");
+                return Self::overlay(Path::new(upper), &lowers, user_xattr);
+            }
+            let plain = |option: &String| matches!(option.as_str(), "bind" | "rbind" | "rw");
+            if mount.kind == "bind" && mount.options.iter().all(plain) {
+                return Self::directory(Path::new(&mount.source));
+            }
+        }
+        let attached = TempMount::attach(mounts, temp_root)
+            .map_err(|source| Error::Mount { op: "apply", source })?;
         let mut target = Self::directory(attached.path())?;
         target.attached = Some(attached);
         Ok(target)
+    }
+
+    /// What becomes of whiteouts here.
+    pub fn whiteouts(&self) -> Whiteouts {
+        self.whiteouts
     }
 
     /// Detaches a temporary mount and reports what a drop would only log.
@@ -80,56 +155,37 @@ impl Target {
     ///
     /// [`Error::Mount`].
     pub fn close(self) -> Result<()> {
-        let Self {
-            root,
-            lowers,
-            attached,
-            ..
-        } = self;
+        let Self { root, lowers, attached, .. } = self;
         drop((root, lowers));
         match attached {
-            Some(mount) => mount.close().map_err(|source| Error::Mount {
-                op: "apply",
-                source,
-            }),
+            Some(mount) => mount.close().map_err(|source| Error::Mount { op: "apply", source }),
             None => Ok(()),
         }
     }
 
-    fn open(path: &Path, lowers: &[&Path], whiteouts: Whiteouts) -> Result<Self> {
-        let open = |path: &Path| {
-            let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-            Ok(OwnedFd::from(file))
-        };
-        let root = open(path)?;
-        let lowers = lowers
-            .iter()
-            .map(|path| open(path))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            root,
-            lowers,
-            whiteouts,
-            attached: None,
-        })
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
-}
 
-impl Applier for TarApplier {
-    fn apply(
-        &self,
-        layer: &mut dyn Read,
-        mounts: &[Mount],
-        options: &ApplyOptions,
-    ) -> Result<Applied> {
-        let target = Target::mounts(mounts, &std::env::temp_dir())?;
-        apply_tar(layer, &target, options)
+    fn layers(&self) -> Layers<'_> {
+        match self.whiteouts {
+            Whiteouts::Delete => Layers::none(),
+            Whiteouts::Overlay { user_xattr } => Layers::new(&self.lowers, user_xattr),
+        }
+    }
+
+    fn open(path: &Path, lowers: &[&Path], whiteouts: Whiteouts) -> Result<Self> {
+        let open = |path: &Path| Dir::open(path).map(Dir::into_fd);
+        let root = open(path)?;
+        let lowers = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        Ok(Self { root, lowers, whiteouts, attached: None })
     }
 }
 
 /// Unpacks an uncompressed tar stream into `target` on the calling thread.
 ///
-/// Reads to the end of the stream, hashing all of it.
+/// Reads to the end of the stream, hashing all of it. The limit on
+/// compression does not apply here.
 ///
 /// # Errors
 ///
@@ -139,8 +195,24 @@ pub fn apply_tar(
     target: &Target,
     options: &ApplyOptions,
 ) -> Result<Applied> {
-    let _ = (reader, target, options);
-    Err(Error::Unsupported {
-        reason: "tar layers".into(),
-    })
+    let mut tar = TarReader::new(Stream::new(reader, options.size_bytes_max));
+    Unpacker::new(target, options)?.run(&mut tar)?;
+    let (diff_id, size_bytes) = tar.finish()?;
+    if options.sync_fs {
+        rustix::fs::syncfs(target.root()).map_err(|e| Error::io("sync", "target", e))?;
+    }
+    Ok(Applied { diff_id, size_bytes })
+}
+
+fn option<'a>(mount: &'a Mount, prefix: &str) -> Option<&'a str> {
+    mount.options.iter().find_map(|option| option.strip_prefix(prefix))
+}
+
+/// In a user namespace of its own a process may neither set `trusted`
+/// attributes nor make device nodes. The initial one maps every id to itself.
+pub(crate) fn in_user_namespace() -> bool {
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) => !map.split_whitespace().eq(["0", "0", "4294967295"]),
+        Err(_) => false,
+    }
 }

@@ -1,0 +1,229 @@
+//! The directories of snapshots, named by their ids.
+//!
+//! ```text
+//! <root>/                0700, checked when opened
+//!   metadata.db          the graph
+//!   snapshots/
+//!     <id>/              belongs to the snapshot of this id in metadata.db,
+//!                        or to nobody if there is none
+//!     new-<unique>/      being filled by this process, else a leftover
+//!     rm-<unique>/       being deleted
+//! ```
+//!
+//! A directory gets its id by rename, just before the record that names it is
+//! written; it loses it after the record is gone. So a crash at any moment
+//! leaves directories without records, never records without directories, and
+//! [`Directories::orphans`] finds the former.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Mode, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::metastore::SyncMode;
+use crate::tree::{self, Dir};
+
+/// `<root>/snapshots`, held open.
+#[derive(Debug)]
+pub(crate) struct Directories {
+    dir: Dir,
+    sync: SyncMode,
+    /// Names of `new-` and `rm-` directories in use, and a counter for more.
+    in_use: Mutex<(HashSet<CString>, u64)>,
+}
+
+/// A directory being filled, deleted on drop unless it was given its id.
+pub(crate) struct Staged<'a> {
+    directories: &'a Directories,
+    name: CString,
+    placed: bool,
+}
+
+impl Directories {
+    /// Opens or makes `<root>/snapshots`.
+    pub(crate) fn open(root: &Path, sync: SyncMode) -> Result<Self> {
+        ensure_private(root)?;
+        let path = root.join("snapshots");
+        ensure_private(&path)?;
+        let dir = Dir::open(&path)?;
+        Ok(Self { dir, sync, in_use: Mutex::default() })
+    }
+
+    /// The path of a snapshot's directory.
+    pub(crate) fn path(&self, id: u64) -> PathBuf {
+        self.dir.path().join(id.to_string())
+    }
+
+    /// Makes an empty directory without an id.
+    pub(crate) fn stage(&self) -> Result<Staged<'_>> {
+        let name = self.reserve("new");
+        let staged = Staged { directories: self, name, placed: false };
+        rustix::fs::mkdirat(&self.dir, &staged.name, Mode::RWXU)
+            .map_err(|e| Error::io("make directory", staged.path(), e))?;
+        Ok(staged)
+    }
+
+    /// Takes a snapshot's directory out of use; the path it has now.
+    pub(crate) fn retire(&self, id: u64) -> Result<Option<CString>> {
+        let old = c_name(id);
+        let new = self.reserve("rm");
+        match rustix::fs::renameat_with(&self.dir, &old, &self.dir, &new, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(Some(new)),
+            Err(Errno::NOENT) => {
+                self.release(&new);
+                Ok(None)
+            }
+            Err(errno) => {
+                self.release(&new);
+                Err(Error::io("rename", self.path(id), errno))
+            }
+        }
+    }
+
+    /// Gives a retired directory its id back, after the record stayed.
+    pub(crate) fn restore(&self, retired: &CStr, id: u64) {
+        let flags = RenameFlags::NOREPLACE;
+        let result = rustix::fs::renameat_with(&self.dir, retired, &self.dir, c_name(id), flags);
+        self.release(retired);
+        if let Err(error) = result {
+            tracing::error!(id, %error, "directory of a snapshot could not be put back");
+        }
+    }
+
+    /// Deletes a directory by name, and all in it.
+    pub(crate) fn delete(&self, name: &CStr) -> Result<()> {
+        let result = tree::remove(self.dir.as_fd(), name)
+            .map_err(|e| Error::io("remove", self.dir.entry_path(name), e));
+        self.release(name);
+        result
+    }
+
+    /// Directories that belong to no snapshot of `ids` and to no work under
+    /// way. Only while no snapshot is made or removed: the ids must be current.
+    pub(crate) fn orphans(&self, ids: &BTreeSet<u64>) -> Result<Vec<CString>> {
+        let mut names = self.dir.names()?;
+        let mut in_use = self.lock();
+        names.retain(|name| {
+            let known = name.to_str().ok().and_then(|name| name.parse().ok());
+            !known.is_some_and(|id| ids.contains(&id)) && !in_use.0.contains(name)
+        });
+        in_use.0.extend(names.iter().cloned());
+        Ok(names)
+    }
+
+    /// Deletes all of `names`; reports the first failure after trying all.
+    pub(crate) fn delete_all(&self, names: &[CString]) -> Result<()> {
+        let mut first = Ok(());
+        for name in names {
+            if let Err(error) = self.delete(name) {
+                tracing::warn!(%error, "directory of a removed snapshot stays");
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+
+    /// Writes everything on this filesystem to the disk.
+    pub(crate) fn sync_filesystem(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.dir).map_err(|e| self.dir.error("sync", e))
+    }
+
+    fn reserve(&self, prefix: &str) -> CString {
+        let mut in_use = self.lock();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        in_use.1 += 1;
+        let (unique, pid) = (in_use.1, std::process::id());
+        let text = format!("{prefix}-{:x}-{pid:x}-{unique:x}", now.as_nanos());
+        let name = CString::new(text).unwrap_or_default();
+        in_use.0.insert(name.clone());
+        name
+    }
+
+    fn release(&self, name: &CStr) {
+        self.lock().0.remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (HashSet<CString>, u64)> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Staged<'_> {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directories.dir.entry_path(&self.name)
+    }
+
+    /// Gives the directory its id, durably if commits are.
+    pub(crate) fn place(&mut self, id: u64) -> Result<()> {
+        let dir = &self.directories.dir;
+        let new = c_name(id);
+        let rename =
+            || rustix::fs::renameat_with(dir, &self.name, dir, &new, RenameFlags::NOREPLACE);
+        let renamed = match rename() {
+            // Left by a crash that took its record back: nobody's.
+            Err(Errno::EXIST) => {
+                let old = self.directories.retire(id)?;
+                let renamed = rename();
+                if let Some(old) = old {
+                    self.directories.release(&old);
+                }
+                renamed
+            }
+            renamed => renamed,
+        };
+        renamed.map_err(|e| Error::io("rename", self.path(), e))?;
+        self.placed = true;
+        self.directories.release(&self.name);
+        if self.directories.sync == SyncMode::EachCommit {
+            rustix::fs::fsync(dir).map_err(|e| dir.error("sync", e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if !self.placed
+            && let Err(error) = self.directories.delete(&self.name)
+        {
+            tracing::warn!(%error, "unfinished snapshot stays until the next cleanup");
+        }
+    }
+}
+
+/// Makes a directory with mode 0700, or checks that one which exists belongs
+/// to this user and that nobody else may write to it.
+pub(crate) fn ensure_private(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent()
+        && !parent.as_os_str().is_empty()
+        && !parent.exists()
+    {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("make directory", parent, e))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(Error::io("make directory", path, error)),
+    }
+    let metadata = path.symlink_metadata().map_err(|e| Error::io("stat", path, e))?;
+    let uid = rustix::process::geteuid().as_raw();
+    if !metadata.is_dir() || metadata.uid() != uid || metadata.mode() & 0o022 != 0 {
+        let reason = format!(
+            "{} must be a directory of user {uid} that nobody else can write to",
+            path.display()
+        );
+        return Err(Error::invalid("root", reason));
+    }
+    Ok(())
+}
+
+fn c_name(id: u64) -> CString {
+    CString::new(id.to_string()).unwrap_or_default()
+}
