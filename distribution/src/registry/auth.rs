@@ -30,12 +30,15 @@ struct State {
     /// `Some(None)`: asked, and there is none.
     credential: Option<Option<Credential>>,
     tokens: HashMap<String, Token>,
+    /// Scopes that challenges asked for beyond those of the request, by the latter: what one
+    /// repository needs must not be asked for on behalf of another.
+    further: HashMap<BTreeSet<String>, BTreeSet<String>>,
 }
 
 #[derive(Debug, Clone)]
 enum Scheme {
     Basic,
-    Bearer { realm: String, service: Option<String>, scopes: BTreeSet<String> },
+    Bearer { realm: String, service: Option<String> },
 }
 
 #[derive(Debug, Clone)]
@@ -88,7 +91,7 @@ impl Authorizer {
     ) -> Result<()> {
         let mut state = self.state.lock().await;
         let host = context.endpoint.host();
-        let Some(scheme) = choose(challenges) else {
+        let Some((scheme, scopes)) = choose(challenges) else {
             return Err(denied(host, "asks for no authorization scheme that is known here"));
         };
         if let Some(sent) = sent {
@@ -110,6 +113,14 @@ impl Authorizer {
             state.credential = Some(context.client.credentials.lookup(lookup).await?);
         }
         state.scheme = Some(scheme);
+        let known = |scope: &String| context.scopes.iter().any(|wider| covers(wider, scope));
+        let further: BTreeSet<String> = scopes.into_iter().filter(|scope| !known(scope)).collect();
+        if state.further.len() >= TOKENS_MAX {
+            state.further.clear();
+        }
+        if !further.is_empty() {
+            state.further.insert(context.scopes.clone(), further);
+        }
         Ok(())
     }
 }
@@ -134,8 +145,9 @@ impl State {
                     Err(denied(context.endpoint.host(), reason))
                 }
             },
-            Scheme::Bearer { realm, service, scopes } => {
-                let scopes: BTreeSet<String> = context.scopes.union(scopes).cloned().collect();
+            Scheme::Bearer { realm, service } => {
+                let mut scopes = context.scopes.clone();
+                scopes.extend(self.further.get(context.scopes).into_iter().flatten().cloned());
                 let key = scopes.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
                 let now = Instant::now();
                 if let Some(token) = self.tokens.get(&key) {
@@ -187,20 +199,31 @@ fn sensitive(text: String) -> Result<HeaderValue> {
     Ok(value)
 }
 
-/// Bearer before basic; a bearer challenge without realm is none.
-fn choose(challenges: &[Challenge]) -> Option<Scheme> {
+/// The scheme to use and the scopes it asks for: bearer before basic; a bearer challenge without
+/// realm is none.
+fn choose(challenges: &[Challenge]) -> Option<(Scheme, BTreeSet<String>)> {
     let bearer = challenges.iter().find(|challenge| {
         challenge.scheme == "bearer" && challenge.parameters.contains_key("realm")
     });
     if let Some(Challenge { parameters, .. }) = bearer {
         let scope = parameters.get("scope").map(String::as_str).unwrap_or_default();
-        return Some(Scheme::Bearer {
-            realm: parameters["realm"].clone(),
-            service: parameters.get("service").cloned(),
-            scopes: scope.split(' ').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
-        });
+        let scopes = scope.split(' ').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        let realm = parameters["realm"].clone();
+        let service = parameters.get("service").cloned();
+        return Some((Scheme::Bearer { realm, service }, scopes));
     }
-    challenges.iter().any(|challenge| challenge.scheme == "basic").then_some(Scheme::Basic)
+    let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
+    basic.then_some((Scheme::Basic, BTreeSet::new()))
+}
+
+/// Whether a token for `wider` allows everything that one for `scope` does.
+fn covers(wider: &str, scope: &str) -> bool {
+    match (wider.rsplit_once(':'), scope.rsplit_once(':')) {
+        (Some((resource, actions)), Some((wanted, some))) => {
+            resource == wanted && some.split(',').all(|one| actions.split(',').any(|a| a == one))
+        }
+        _ => wider == scope,
+    }
 }
 
 /// Distinct scopes of one endpoint that are remembered; each image pulled has one.

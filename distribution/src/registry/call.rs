@@ -50,11 +50,12 @@ pub(crate) enum Target {
 pub(crate) enum Carries<'c> {
     Nothing,
     Bytes(Bytes),
-    /// `len` bytes of a source from `offset` on.
+    /// `len` of the `rest` bytes that a source has from `offset` on.
     Stream {
         source: &'c dyn Source,
         offset: u64,
         len: u64,
+        rest: u64,
     },
 }
 
@@ -244,8 +245,15 @@ impl Caller {
         let payload = match &call.carries {
             Carries::Nothing => transport::empty(),
             Carries::Bytes(bytes) => transport::full(bytes.clone()),
-            Carries::Stream { source, offset, len } => {
+            Carries::Stream { source, offset, len, rest } => {
                 let body = source.open(*offset).await?;
+                if body.len_bytes() != *rest {
+                    let have = offset + body.len_bytes();
+                    return Err(Error::document(
+                        "source of an upload",
+                        format!("it has {have} bytes, not the {} promised", offset + rest),
+                    ));
+                }
                 transport::flowing(super::upload::limited(body, *len), activity.clone())
             }
         };

@@ -24,8 +24,6 @@ pub(crate) struct Capabilities {
 
 impl Capabilities {
     pub(crate) const ALL: Self = Self { pull: true, resolve: true, push: true, referrers: true };
-    pub(crate) const NONE: Self =
-        Self { pull: false, resolve: false, push: false, referrers: false };
 }
 
 /// What the configuration says about one endpoint.

@@ -109,7 +109,7 @@ impl<'u> Upload<'u> {
             let mut call = self.call(Method::PATCH, self.location.clone());
             let range = format!("{offset}-{}", offset + part - 1);
             call.headers.insert(CONTENT_RANGE, number_header(&range));
-            call.carries = Carries::Stream { source, offset, len: part };
+            call.carries = Carries::Stream { source, offset, len: part, rest: size - offset };
             let answer = self.caller.send(&call).await?;
             if answer.status != StatusCode::ACCEPTED && answer.status != StatusCode::NO_CONTENT {
                 return Err(answer.into_error(&self.repository.client).await);
@@ -141,7 +141,7 @@ impl<'u> Upload<'u> {
             let range = format!("{offset}-{}", offset + len - 1);
             call.headers.insert(CONTENT_RANGE, number_header(&range));
         }
-        call.carries = Carries::Stream { source, offset, len };
+        call.carries = Carries::Stream { source, offset, len, rest: len };
         self.caller.send(&call).await
     }
 
