@@ -207,6 +207,34 @@ impl OomWatch {
     }
 }
 
+/// Moves a process into the cgroup at `path`, in every hierarchy of the host,
+/// making it where it is missing.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] for a path that leads upwards, [`Error::Io`].
+pub fn join(path: &str, pid: u32) -> Result<()> {
+    if path.split('/').any(|part| part == "..") {
+        return Err(Error::InvalidArgument(format!("cgroup path {path:?} leads upwards")));
+    }
+    let root = Path::new(ROOT);
+    let folders = if is_unified(root) {
+        vec![below(root, path)]
+    } else {
+        let mounts = fs::read_to_string(MOUNTS).map_err(|e| Error::io("read", MOUNTS, e))?;
+        let mut mounts: Vec<_> = parse::v1_mounts(&mounts).into_values().collect();
+        mounts.sort();
+        mounts.dedup();
+        mounts.iter().map(|mount| below(mount, path)).collect()
+    };
+    for folder in folders {
+        fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
+        let procs = folder.join("cgroup.procs");
+        fs::write(&procs, pid.to_string()).map_err(|e| Error::io("write", &procs, e))?;
+    }
+    Ok(())
+}
+
 fn is_unified(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|fs| fs.f_type as i64 == CGROUP2_MAGIC)
 }

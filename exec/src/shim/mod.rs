@@ -19,10 +19,12 @@
 //! action of its binary cleans up, [`ShimEvents`] hears of the end, and whoever
 //! waits is released.
 
+mod address;
 mod config;
 
 use std::{path::PathBuf, sync::Arc};
 
+pub use address::{Address, SOCKET_DIR, SOCKET_DIR_MAX_BYTES, socket_path};
 pub use config::{CreateShimTask, ShimConfig, Timeouts};
 
 use crate::{
