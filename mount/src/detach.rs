@@ -76,8 +76,17 @@ pub fn detach(path: &Path, flags: DetachFlags) -> Result<()> {
 ///
 /// Those of [`detach`], save [`Error::NotMounted`].
 pub fn detach_all(path: &Path) -> Result<()> {
+    until_not_mounted(path, || detach(path, DetachFlags::NONE))
+}
+
+/// [`detach_all`] without waiting for anybody.
+pub(crate) fn detach_stack_once(path: &Path) -> Result<()> {
+    until_not_mounted(path, || detach_once(path, DetachFlags::NONE))
+}
+
+fn until_not_mounted(path: &Path, mut detach: impl FnMut() -> Result<()>) -> Result<()> {
     for _ in 0..STACK_MAX {
-        match detach(path, DetachFlags::NONE) {
+        match detach() {
             Ok(()) => {}
             Err(Error::NotMounted { .. }) => return Ok(()),
             Err(error) => return Err(error),

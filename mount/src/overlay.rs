@@ -331,6 +331,40 @@ mod tests {
         }
     }
 
+    /// What Linux 5.19 to 6.14 need, run on whatever is here.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+    fn id_mapped_layers_can_be_staged_for_either_interface() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "needs root");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["near", "far", "target"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let maps = ["uidmap=0:100000:10", "gidmap=0:100000:10"].map(str::to_owned);
+        let [near, far, target] = ["near", "far", "target"].map(|name| dir.path().join(name));
+        let lowerdir = format!("lowerdir={}:{}", near.display(), far.display());
+        let mount = crate::Mount {
+            kind: "overlay".to_owned(),
+            options: maps.into_iter().chain([lowerdir]).collect(),
+            ..crate::Mount::default()
+        };
+        for one_by_one in [takes_layers_one_by_one(), false] {
+            let request = Request::new(&mount, &target).unwrap();
+            let overlay = Overlay::from_options(&request.options).unwrap();
+            let clones = mapped_clones(&request, &overlay).unwrap();
+
+            let attached = attach_staged(&request, &overlay, clones, one_by_one).unwrap();
+
+            let stat = rustix::fs::stat(&target).unwrap();
+            attached.take_back().unwrap();
+            assert_eq!((stat.st_uid, stat.st_gid), (100_000, 100_000));
+        }
+    }
+
     proptest! {
         #[test]
         fn escaped_layers_come_back(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::detach::{detach_tree_once, detach_tree_retrying};
+use crate::detach::{detach_stack_once, detach_tree_once, detach_tree_retrying};
 use crate::{Backend, DetachFlags, Error, Mount, Result, attach_all_with};
 
 /// Mounts attached in a private directory for as long as this value lives.
@@ -19,6 +19,8 @@ use crate::{Backend, DetachFlags, Error, Mount, Result, attach_all_with};
 #[derive(Debug)]
 pub struct TempMount {
     dir: PrivateDir,
+    /// All mounts are at the tree's root, so none is missed by looking there.
+    stacked: bool,
     closed: bool,
 }
 
@@ -42,7 +44,9 @@ impl TempMount {
     ///
     /// As [`attach`](Self::attach).
     pub fn attach_with(mounts: &[Mount], temp_root: &Path, backend: Backend) -> Result<Self> {
-        let temp = Self { dir: PrivateDir::create(temp_root)?, closed: false };
+        let at_root = |mount: &Mount| mount.target.trim_start_matches('/').is_empty();
+        let stacked = mounts.iter().all(at_root);
+        let temp = Self { dir: PrivateDir::create(temp_root)?, stacked, closed: false };
         attach_all_with(mounts, temp.path(), backend)?;
         Ok(temp)
     }
@@ -60,16 +64,22 @@ impl TempMount {
     /// [`Error::Incomplete`] or [`Error::Io`] if a mount or directory is left.
     pub fn close(mut self) -> Result<()> {
         self.closed = true;
-        if detach_tree_retrying(self.path(), DetachFlags::NONE).is_err() {
+        if !self.detach_quickly() && detach_tree_retrying(self.path(), DetachFlags::NONE).is_err() {
             detach_tree_once(self.path(), DetachFlags::LAZY)?;
         }
         self.dir.remove()
+    }
+
+    /// The usual end: nobody uses the tree, and the list of all mounts, long on
+    /// a busy host, need not be read. False if there is more to it.
+    fn detach_quickly(&self) -> bool {
+        self.stacked && detach_stack_once(self.path()).is_ok()
     }
 }
 
 impl Drop for TempMount {
     fn drop(&mut self) {
-        if self.closed {
+        if self.closed || self.detach_quickly() {
             return;
         }
         // No waiting here: a drop may run anywhere.

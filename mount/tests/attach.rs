@@ -316,7 +316,11 @@ fn kernel_words_and_the_option_are_in_the_error(root: &Path, backend: Backend) {
     let attempt = error.attempt().unwrap();
     assert!(attempt.option.as_deref().unwrap().contains("size=many"), "{error}");
     if backend == Backend::NewApi {
-        assert!(attempt.log.iter().any(|line| line.contains("Bad value for 'size'")), "{error}");
+        let expected = format!(
+            "attach tmpfs \"tmpfs\" at {target:?}: set option \"size=many\": \
+             tmpfs: Bad value for 'size': Invalid argument (os error 22)"
+        );
+        assert_eq!(error.to_string(), expected);
     }
 }
 

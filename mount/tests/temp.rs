@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crated_mount::{Error, TempMount, read_only};
+use crated_mount::{Error, Mount, TempMount, read_only};
 use support::{bind, dir, isolated, layer, mount, mounts_below, tmpfs};
 
 #[test]
@@ -24,6 +24,24 @@ fn the_tree_is_there_while_the_value_lives() {
         assert_eq!(mounts_below(&temp).len(), 0);
         assert_eq!(fs::read_dir(&temp).unwrap().count(), 0);
         assert!(source.join("precious").exists());
+    });
+}
+
+#[test]
+fn mounts_at_sub_paths_are_detached_too() {
+    isolated(|root| {
+        let source = dir(root, "source");
+        dir(&source, "inner");
+        let temp = dir(root, "temp");
+        let inner = Mount { target: "inner".into(), ..tmpfs() };
+        let mounts = [bind(&source, &["bind"]), inner.clone(), inner];
+
+        let mounted = TempMount::attach(&mounts, &temp).unwrap();
+        assert_eq!(mounts_below(&temp).len(), 3);
+        drop(mounted);
+
+        assert_eq!(mounts_below(&temp).len(), 0);
+        assert_eq!(fs::read_dir(&temp).unwrap().count(), 0);
     });
 }
 
