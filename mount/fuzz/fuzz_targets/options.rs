@@ -7,8 +7,7 @@ use crated_mount::{Mount, read_only};
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let options: Vec<String> = text.split('\n').map(str::to_owned).collect();
     for kind in ["bind", "overlay"] {
-        let mount =
-            Mount { kind: kind.to_owned(), options: options.clone(), ..Mount::default() };
+        let mount = Mount { kind: kind.to_owned(), options: options.clone(), ..Mount::default() };
         let once = read_only(&[mount]);
         assert_eq!(read_only(&once), once);
     }
