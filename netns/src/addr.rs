@@ -226,6 +226,24 @@ impl Addr {
         message
     }
 
+    /// What names the address for its removal. Without the label, which the
+    /// kernel changes when the link is renamed.
+    pub(crate) fn removal(&self, ifindex: u32) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = family(self.ip);
+        message.header.prefix_len = self.prefix_len;
+        message.header.index = ifindex;
+        message.attributes.push(AddressAttribute::Local(self.ip));
+        message.attributes.push(AddressAttribute::Address(self.peer.unwrap_or(self.ip)));
+        message
+    }
+
+    /// Drops the label the kernel gives every IPv4 address by itself.
+    pub(crate) fn without_plain_label(mut self, link: &str) -> Self {
+        self.label = self.label.filter(|label| label != link);
+        self
+    }
+
     /// Reads an address of the kernel's with the index of its link.
     pub(crate) fn read(message: &AddressMessage) -> Option<(u32, Self)> {
         let (mut local, mut remote, mut flags) = (None, None, AddressFlags::empty());

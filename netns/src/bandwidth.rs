@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, Nla, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption};
 use serde::{Deserialize, Serialize};
@@ -198,16 +198,19 @@ pub(crate) fn read(message: &TcMessage) -> Option<Rate> {
     if message.header.handle != ROOT_HANDLE {
         return None;
     }
+    // Options of a kind the codec does not know come as one raw attribute.
     let options = message.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
+        TcAttribute::Options(list) => list.iter().find_map(|option| match option {
+            TcOption::Other(raw) => Some(raw_value(raw)),
+            _ => None,
+        }),
         _ => None,
     })?;
     let (mut rate, mut rate64, mut limit, mut buffer) = (0, None, 0, 0);
-    for option in options {
-        let TcOption::Other(raw) = option else { continue };
-        let (kind, value) = raw_parts(raw);
+    for option in NlasIterator::new(options.as_slice()).map_while(|option| option.ok()) {
+        let value = option.value();
         let word = |at: usize| Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?));
-        match kind {
+        match option.kind() {
             TCA_TBF_PARMS => {
                 rate = word(8)?;
                 limit = word(24)?;
@@ -227,11 +230,10 @@ pub(crate) fn read(message: &TcMessage) -> Option<Rate> {
 
 const NESTED: u16 = libc::NLA_F_NESTED as u16;
 
-fn raw_parts(raw: &DefaultNla) -> (u16, Vec<u8>) {
-    use netlink_packet_core::Nla;
+fn raw_value(raw: &DefaultNla) -> Vec<u8> {
     let mut value = vec![0; raw.value_len()];
     raw.emit_value(&mut value);
-    (raw.kind(), value)
+    value
 }
 
 fn header(ifindex: u32, handle: TcHandle, parent: TcHandle, info: u32) -> TcHeader {

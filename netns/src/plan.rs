@@ -374,11 +374,11 @@ fn address(
     add: bool,
 ) -> Result<()> {
     owned(session, at, link)?;
-    let message = addr.message(read::index(session.socket(at)?, link)?);
+    let index = read::index(session.socket(at)?, link)?;
     let object = format!("address {addr} of link {link}");
     let (message, flags, verb) = match add {
-        true => (RouteNetlinkMessage::NewAddress(message), CREATE, "add"),
-        false => (RouteNetlinkMessage::DelAddress(message), 0, "delete"),
+        true => (RouteNetlinkMessage::NewAddress(addr.message(index)), CREATE, "add"),
+        false => (RouteNetlinkMessage::DelAddress(addr.removal(index)), 0, "delete"),
     };
     send(session, at, message, flags, Subject::Addr, verb, object)
 }
@@ -389,7 +389,7 @@ fn find_addr(session: &mut Session<'_>, at: &At, link: &IfName, addr: &Addr) -> 
     let index = read::index(socket, link)?;
     let found = read::addrs(socket, index)?.into_iter().find(|(_, a)| a.key() == addr.key());
     let missing = || Error::not_found(format!("address {addr} of link {link}"));
-    found.map(|(_, addr)| addr).ok_or_else(missing)
+    found.map(|(_, addr)| addr.without_plain_label(link.as_str())).ok_or_else(missing)
 }
 
 fn route(session: &mut Session<'_>, at: &At, route: &Route, add: bool) -> Result<()> {

@@ -407,7 +407,7 @@ fn addrs(
     for (_, addr) in &present {
         let unwanted = !wanted.iter().any(|new| new.key() == addr.key());
         if addr.protocol == OWN_PROTOCOL && unwanted {
-            let message = RouteNetlinkMessage::DelAddress(addr.message(index));
+            let message = RouteNetlinkMessage::DelAddress(addr.removal(index));
             batch.push(message, 0, Subject::Addr, "delete", format!("address {addr}"));
         }
     }

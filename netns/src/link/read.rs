@@ -47,8 +47,9 @@ pub(crate) fn full(socket: &mut Socket, name: &IfName) -> Result<Link> {
         link.master = Some(one(socket, message, &step)?.link.ifname);
     }
     let index = link.ifindex;
-    link.addrs = addrs(socket, index)?.into_iter().map(|(_, addr)| addr).collect();
     let own = link.ifname.clone();
+    let found = addrs(socket, index)?.into_iter();
+    link.addrs = found.map(|(_, addr)| addr.without_plain_label(own.as_str())).collect();
     let names = HashMap::from([(index, own.clone())]);
     let routes = routes(socket, &names)?;
     link.routes = routes.into_iter().filter(|route| uses(route, &own)).collect();
@@ -78,7 +79,8 @@ pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Link>> {
         links.iter().enumerate().map(|(place, link)| (link.ifindex, place)).collect();
     for (index, addr) in addrs(socket, 0)? {
         if let Some(place) = place.get(&index) {
-            links[*place].addrs.push(addr);
+            let link = &mut links[*place];
+            link.addrs.push(addr.without_plain_label(link.ifname.as_str()));
         }
     }
     for route in routes(socket, &names)? {
