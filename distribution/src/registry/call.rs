@@ -85,6 +85,7 @@ impl Caller {
         loop {
             let failure = match self.authorized(call).await {
                 Ok(answer) => {
+                    self.endpoint.settle();
                     let again = attempt < ATTEMPTS_MAX && self.worth_repeating(call, &answer);
                     if !again {
                         return Ok(answer);

@@ -1,7 +1,7 @@
 //! One server that may answer for a host.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use http::HeaderMap;
 use url::Url;
@@ -44,8 +44,8 @@ pub(crate) struct EndpointOptions {
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     base: Url,
-    fallen_back: AtomicBool,
-    http_fallback: bool,
+    /// One of [`SETTLED`], [`OPEN`] and [`FALLEN_BACK`].
+    scheme: AtomicU8,
     /// The host that references name, when this endpoint is another one.
     mirror_of: Option<String>,
     pub(crate) capabilities: Capabilities,
@@ -77,8 +77,7 @@ impl Endpoint {
         Ok(Self {
             auth: Authorizer::new(),
             base: options.base,
-            fallen_back: AtomicBool::new(false),
-            http_fallback: options.http_fallback,
+            scheme: AtomicU8::new(if options.http_fallback { OPEN } else { SETTLED }),
             mirror_of: is_mirror.then(|| reference_host.to_owned()),
             capabilities: options.capabilities,
             headers,
@@ -98,7 +97,7 @@ impl Endpoint {
     /// The base address over the scheme that this endpoint turned out to speak.
     pub(crate) fn base(&self) -> Url {
         let mut base = self.base.clone();
-        if self.fallen_back.load(Ordering::Acquire) {
+        if self.scheme.load(Ordering::Acquire) == FALLEN_BACK {
             // Only fails for schemes without hosts, and both of these have one.
             let _ = base.set_scheme("http");
         }
@@ -107,7 +106,17 @@ impl Endpoint {
 
     /// Goes on over http if the configuration leaves that open; says whether it changed anything.
     pub(crate) fn fall_back(&self) -> bool {
-        self.http_fallback && !self.fallen_back.swap(true, Ordering::AcqRel)
+        self.settle_as(FALLEN_BACK)
+    }
+
+    /// An answer came: the scheme works, and stays what it is whatever breaks later.
+    pub(crate) fn settle(&self) {
+        self.settle_as(SETTLED);
+    }
+
+    fn settle_as(&self, state: u8) -> bool {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        self.scheme.compare_exchange(OPEN, state, success, failure).is_ok()
     }
 
     /// Whether the port is the scheme's own, so that the other scheme would be on another port.
@@ -144,6 +153,13 @@ impl Endpoint {
         self.mirror_of.as_deref()
     }
 }
+
+/// The scheme of the configuration is the one to use.
+const SETTLED: u8 = 0;
+/// It is not known yet whether https is spoken.
+const OPEN: u8 = 1;
+/// It is not; http is used.
+const FALLEN_BACK: u8 = 2;
 
 /// An ordered list of endpoints.
 pub(crate) type Endpoints = Arc<Vec<Arc<Endpoint>>>;
