@@ -117,10 +117,9 @@ fn run_batch(inner: &Inner, jobs: Vec<Job>) {
     let mut seats = Vec::with_capacity(jobs.len());
     let mut effects = Vec::with_capacity(jobs.len());
     // A panic below this point is the database's; it must not leave writers waiting for ever.
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        transact(inner, jobs, &mut seats, &mut effects)
-    }))
-    .unwrap_or_else(|panic| Err(Error::Internal { reason: panic_text(panic.as_ref()) }));
+    let outcome =
+        catch_unwind(AssertUnwindSafe(|| transact(inner, jobs, &mut seats, &mut effects)))
+            .unwrap_or_else(|panic| Err(Error::Internal { reason: panic_text(panic.as_ref()) }));
 
     if let Err(error) = outcome {
         tracing::error!(%error, "metadata transaction failed");
@@ -136,7 +135,9 @@ fn run_batch(inner: &Inner, jobs: Vec<Job>) {
             dirty.snapshotters.extend(effect.dirty_snapshotters);
         }
         inner.publish(effect.events);
-        inner.notify(effect.dirty);
+        if !effect.silent {
+            inner.notify(effect.dirty);
+        }
     }
     for seat in seats {
         seat.set(State::Done(Ok(())));
@@ -180,9 +181,7 @@ fn transact(
         let aborted = transaction.abort();
         return aborted.map_err(|error| storage("leaving", &inner.path, error.into()));
     }
-    transaction
-        .commit()
-        .map_err(|error| storage("committing to", &inner.path, error.into()))?;
+    transaction.commit().map_err(|error| storage("committing to", &inner.path, error.into()))?;
     inner.commits.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }

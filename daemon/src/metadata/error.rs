@@ -69,10 +69,10 @@ pub enum Error {
     Unimplemented { what: String },
     /// The content store below failed.
     #[error(transparent)]
-    Content(#[from] crated_content::Error),
+    Content(crated_content::Error),
     /// The snapshotter below failed.
     #[error(transparent)]
-    Snapshot(#[from] crated_snapshot::Error),
+    Snapshot(crated_snapshot::Error),
     /// The database cannot be used and was left untouched. Restore `path` from a backup, or move
     /// it away to start with an empty one.
     #[error("metadata database {} refused: {reason}", path.display())]
@@ -108,5 +108,31 @@ impl Error {
     /// An argument that breaks a rule.
     pub fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::InvalidArgument { what: what.into(), reason: reason.into() }
+    }
+}
+
+/// Finds the metadata error again that a decorator had to pass as an error of the store.
+impl From<crated_content::Error> for Error {
+    fn from(error: crated_content::Error) -> Self {
+        match error {
+            crated_content::Error::Io { op, path, source } => match source.downcast::<Self>() {
+                Ok(metadata) => metadata,
+                Err(source) => Self::Content(crated_content::Error::Io { op, path, source }),
+            },
+            other => Self::Content(other),
+        }
+    }
+}
+
+/// Finds the metadata error again that a decorator had to pass as an error of the snapshotter.
+impl From<crated_snapshot::Error> for Error {
+    fn from(error: crated_snapshot::Error) -> Self {
+        match error {
+            crated_snapshot::Error::Io { op, path, source } => match source.downcast::<Self>() {
+                Ok(metadata) => metadata,
+                Err(source) => Self::Snapshot(crated_snapshot::Error::Io { op, path, source }),
+            },
+            other => Self::Snapshot(other),
+        }
     }
 }

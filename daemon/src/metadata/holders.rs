@@ -82,6 +82,22 @@ impl Holders {
     }
 }
 
+impl Holders {
+    /// The names of snapshots that operations are working on: namespace, snapshotter, key.
+    pub(super) fn names(&self) -> Vec<(String, String, String)> {
+        let holds = lock(&self.table.holds);
+        holds
+            .keys()
+            .filter_map(|object| match object {
+                Object::Name(namespace, snapshotter, key) => {
+                    Some((namespace.clone(), snapshotter.clone(), key.clone()))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut holds = lock(&self.table.holds);

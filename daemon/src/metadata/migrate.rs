@@ -114,10 +114,8 @@ fn check_tables(transaction: &redb::WriteTransaction, path: &Path) -> Result<()>
 
 /// Whether the file holds no table but the one just opened.
 fn is_empty(transaction: &redb::WriteTransaction, path: &Path) -> Result<bool> {
-    let tables = transaction
-        .list_tables()
-        .map_err(|error| storage("reading", path, error.into()))?
-        .count();
+    let tables =
+        transaction.list_tables().map_err(|error| storage("reading", path, error.into()))?.count();
     Ok(tables <= 1)
 }
 

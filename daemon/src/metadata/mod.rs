@@ -41,6 +41,7 @@ mod leases;
 mod migrate;
 mod namespaces;
 mod record;
+mod rows;
 mod schema;
 mod scope;
 pub mod snapshot;

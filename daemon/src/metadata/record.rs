@@ -83,6 +83,17 @@ pub(super) struct ContainerRow {
     pub(super) updated_at: Option<Time>,
 }
 
+/// What the collector reads of a [`ContainerRow`]; specifications are large.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ContainerRefs {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub(super) labels: Labels,
+    #[prost(string, optional, tag = "6")]
+    pub(super) snapshotter: Option<String>,
+    #[prost(string, optional, tag = "7")]
+    pub(super) snapshot_key: Option<String>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SandboxRow {
     #[prost(btree_map = "string, string", tag = "1")]
@@ -154,11 +165,15 @@ pub(super) struct SnapshotRow {
     pub(super) created_at: Option<Time>,
     #[prost(message, optional, tag = "5")]
     pub(super) updated_at: Option<Time>,
+    /// Not active and no view any more.
+    #[prost(bool, tag = "6")]
+    pub(super) committed: bool,
 }
 
 impl Record for NamespaceRow {}
 impl Record for ImageRow {}
 impl Record for ContainerRow {}
+impl Record for ContainerRefs {}
 impl Record for SandboxRow {}
 impl Record for LeaseRow {}
 impl Record for BlobRow {}
@@ -188,11 +203,8 @@ pub(super) fn stamp(time: SystemTime) -> Option<Time> {
 pub(super) fn time(stored: Option<Time>) -> SystemTime {
     let Some(Time { seconds, nanos }) = stored else { return UNIX_EPOCH };
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let base = if seconds < 0 {
-        UNIX_EPOCH.checked_sub(whole)
-    } else {
-        UNIX_EPOCH.checked_add(whole)
-    };
+    let base =
+        if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     base.and_then(|base| base.checked_add(Duration::from_nanos(u64::from(nanos))))
         .unwrap_or(UNIX_EPOCH)
 }

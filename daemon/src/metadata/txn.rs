@@ -47,10 +47,7 @@ pub(super) struct ReadTx {
 }
 
 impl ReadTx {
-    pub(super) fn begin(
-        database: &redb::Database,
-        path: &std::sync::Arc<Path>,
-    ) -> Result<Self> {
+    pub(super) fn begin(database: &redb::Database, path: &std::sync::Arc<Path>) -> Result<Self> {
         use redb::ReadableDatabase;
         let failed = |error| storage("reading", path, error);
         let transaction = database.begin_read().map_err(|error| failed(error.into()))?;
@@ -60,6 +57,28 @@ impl ReadTx {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| failed(error.into()))?;
         Ok(Self { tables, path: path.clone() })
+    }
+
+    /// The next entries whose keys start with `prefix`, behind the key `after`; empty at the end.
+    pub(super) fn page(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        use std::ops::Bound;
+        let failed = |error: redb::StorageError| storage("reading", &self.path, error.into());
+        let start = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let mut page = Vec::new();
+        let range = (start, Bound::Unbounded);
+        for entry in self.tables[table.index()].range::<&[u8]>(range).map_err(failed)? {
+            let (key, value) = entry.map_err(failed)?;
+            if !key.value().starts_with(prefix) || page.len() == PAGE_LEN {
+                break;
+            }
+            page.push((key.value().to_vec(), value.value().to_vec()));
+        }
+        Ok(page)
     }
 }
 
@@ -128,6 +147,8 @@ pub(super) struct Effects {
     pub(super) events: Vec<(Namespace, Event)>,
     /// Objects created or changed: a collection under way must not count on their old state.
     pub(super) touched: Vec<(Namespace, Node)>,
+    /// The collector's own work, which must not be the reason for more of it.
+    pub(super) silent: bool,
     /// A reference was removed, so something may have become garbage.
     pub(super) dirty: bool,
     /// The content store may hold blobs or ingests nobody knows.
@@ -232,3 +253,6 @@ fn scan_table(
 pub(super) fn storage(step: &'static str, path: &Path, error: redb::Error) -> Error {
     Error::Storage { step, path: path.to_owned(), source: std::sync::Arc::new(error) }
 }
+
+/// Records read at a time when walking: bounds memory, and how long a view stays open.
+const PAGE_LEN: usize = 256;

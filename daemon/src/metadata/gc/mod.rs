@@ -1,5 +1,27 @@
 //! Garbage collection: what nothing refers to is removed, first from the records, then from the
 //! stores below.
+//!
+//! # How a collection goes
+//!
+//! 1. *Mark.* A view of the database is taken, and each namespace's objects and references are
+//!    read from it and followed from the roots. Writers go on; every object they create or change
+//!    from here on is noted down.
+//! 2. *Sweep.* In one transaction, what was not marked is removed, unless one of the noted objects
+//!    leads to it. Only this step makes writers wait.
+//! 3. *Clean up.* Where objects were removed, by this or by clients, the stores below are walked
+//!    for what no record names. Each such object is taken alone, looked up again, and removed;
+//!    objects that a running call holds are left for the next time. Snapshots go children first.
+//!
+//! A collection never removes anything that was reachable at its start, nor anything that became
+//! reachable while it ran.
+//!
+//! # What is a root, and what refers to what
+//!
+//! Roots are leases and images that have not expired, containers, ingests within their time,
+//! content and snapshots labelled `containerd.io/gc.root…`, and what sandboxes name. Images refer
+//! to their target, containers to their snapshot, snapshots to their parent, shared ingests to
+//! their blob, leases to their resources, and everything to what its labels name ([`labels`]). A
+//! lease labelled `containerd.io/gc.flat` holds its resources without what their labels name.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,9 +30,17 @@ use crated_content::Digest;
 
 use super::Namespace;
 
+pub use self::collector::Collector;
 pub use self::scheduler::{Config, Scheduler};
 
+mod cleanup;
+mod collector;
+mod graph;
+pub mod labels;
+mod mark;
 mod scheduler;
+mod sweep;
+mod time;
 
 /// An object of one namespace, as the collector sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,8 +83,12 @@ pub struct Report {
     pub blobs_removed: usize,
     /// Snapshots removed from snapshotters.
     pub snapshots_removed: usize,
-    /// How long it took, cleanup of the stores included.
+    /// How long marking and sweeping took.
     pub elapsed: Duration,
-    /// How long writers had to wait for it.
+    /// How long the sweep made writers wait.
     pub pause: Duration,
+    /// How long the cleanup of the stores below took.
+    pub cleanup: Duration,
 }
+
+pub(super) use self::labels::{LABEL_EXPIRE, LABEL_PREFIX};

@@ -1,0 +1,209 @@
+//! One collection, start to end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::graph::{Graph, Moment};
+use super::mark::Marked;
+use super::sweep::sweep;
+use super::{Node, Report, cleanup};
+use crate::metadata::batch::{lock, panic_text};
+use crate::metadata::record::NamespaceRow;
+use crate::metadata::schema::Table;
+use crate::metadata::txn::ReadTx;
+use crate::metadata::{Content, Db, Error, Namespace, Result, Snapshots, rows};
+
+/// Collects the garbage of all namespaces.
+pub struct Collector {
+    db: Db,
+    content: Option<Content>,
+    snapshots: Vec<Snapshots>,
+    running: Mutex<()>,
+}
+
+impl Collector {
+    /// A collector for the records of `db` and the given stores below, all of which are looked
+    /// through in the first collection: a crash may have left things behind.
+    pub fn new(db: &Db, content: Option<Content>, snapshots: Vec<Snapshots>) -> Self {
+        {
+            let mut dirty = lock(&db.inner().dirty);
+            dirty.content = content.is_some();
+            dirty.snapshotters.extend(snapshots.iter().map(|it| it.name().to_owned()));
+        }
+        Self { db: db.clone(), content, snapshots, running: Mutex::default() }
+    }
+
+    /// Collects once, stores below included, and says what was done. Collections never overlap.
+    ///
+    /// Active snapshots younger than `spare` are left alone even when nothing refers to them: a
+    /// client may be about to create the container that will.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] when nothing was removed; [`Error::Collection`] when a store below
+    /// failed, naming each one that did. What was left is tried again next time.
+    pub fn collect(&self, spare: Option<Duration>) -> Result<Report> {
+        let _running = lock(&self.running);
+        let started = Instant::now();
+        let mut report = Report::default();
+        self.collect_records(spare, &mut report)?;
+        report.elapsed = started.elapsed();
+        let started = Instant::now();
+        let outcome = self.clean_up(&mut report);
+        report.cleanup = started.elapsed();
+        tracing::debug!(
+            records = report.removed.len(),
+            blobs = report.blobs_removed,
+            snapshots = report.snapshots_removed,
+            elapsed = ?report.elapsed,
+            pause = ?report.pause,
+            cleanup = ?report.cleanup,
+            "garbage collected"
+        );
+        outcome.map(|()| report)
+    }
+
+    fn collect_records(&self, spare: Option<Duration>, report: &mut Report) -> Result<()> {
+        let (view, _barrier) = self.begin()?;
+        let moment = Moment { now: SystemTime::now(), spare };
+        let namespaces = rows::collect(&view, Table::Namespaces, &[], |name, _: NamespaceRow| {
+            name.parse::<Namespace>().map(Some)
+        })?;
+        let mut marked = Marked::default();
+        for namespace in namespaces {
+            let graph = Graph::load(&view, &namespace, moment)?;
+            marked.add(namespace, graph);
+        }
+        drop(view);
+        let garbage = marked.garbage();
+        if garbage.is_empty() {
+            return Ok(());
+        }
+        let db = self.db.clone();
+        let (removed, pause) = self.db.write(move |tx| {
+            let started = Instant::now();
+            let mut touched = lock(&db.inner().barrier).log.take().unwrap_or_default();
+            touched.extend(in_use(&db));
+            let removed = sweep(tx, &marked, garbage, touched)?;
+            Ok((removed, started.elapsed()))
+        })?;
+        (report.removed, report.pause) = (removed, pause);
+        Ok(())
+    }
+
+    /// Takes a view and has writers note down from there on what they touch, until the guard is
+    /// dropped.
+    fn begin(&self) -> Result<(ReadTx, Barrier)> {
+        let guard = Barrier(self.db.clone());
+        let db = self.db.clone();
+        // Within a transaction no commit can slip between the view and the start of the log. The
+        // view does not show what this batch has written so far, so the log starts with that.
+        let view = self.db.write(move |_| {
+            let mut barrier = lock(&db.inner().barrier);
+            barrier.log = Some(barrier.batch.clone());
+            db.inner().reference_removed.store(false, std::sync::atomic::Ordering::Release);
+            db.read()
+        })?;
+        Ok((view, guard))
+    }
+
+    /// Cleans every dirty store up, side by side.
+    fn clean_up(&self, report: &mut Report) -> Result<()> {
+        let dirty = std::mem::take(&mut *lock(&self.db.inner().dirty));
+        let content = self.content.as_ref().filter(|_| dirty.content);
+        let snapshots = self.snapshots.iter().filter(|it| dirty.snapshotters.contains(it.name()));
+        let mut failures = Vec::new();
+        std::thread::scope(|scope| {
+            let content = content.map(|content| {
+                scope.spawn(|| guarded(|| cleanup::content(&self.db, &**content.backend())))
+            });
+            let snapshots: Vec<_> = snapshots
+                .map(|it| {
+                    let clean = || cleanup::snapshots(&self.db, it.name(), &**it.backend());
+                    (it.name(), scope.spawn(move || guarded(clean)))
+                })
+                .collect();
+            if let Some(thread) = content {
+                match joined(thread.join()) {
+                    Ok(cleaned) => {
+                        report.blobs_removed += cleaned.removed;
+                        self.again(cleaned.held > 0, None);
+                    }
+                    Err(error) => {
+                        failures.push(format!("content: {}", chain(&error)));
+                        self.again(true, None);
+                    }
+                }
+            }
+            for (name, thread) in snapshots {
+                match joined(thread.join()) {
+                    Ok(cleaned) => {
+                        report.snapshots_removed += cleaned.removed;
+                        self.again(false, (cleaned.held > 0).then_some(name));
+                    }
+                    Err(error) => {
+                        failures.push(format!("snapshotter {name}: {}", chain(&error)));
+                        self.again(false, Some(name));
+                    }
+                }
+            }
+        });
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Collection { reason: failures.join("; ") })
+    }
+
+    /// Has the next collection look at a store once more.
+    fn again(&self, content: bool, snapshotter: Option<&str>) {
+        let mut dirty = lock(&self.db.inner().dirty);
+        dirty.content |= content;
+        dirty.snapshotters.extend(snapshotter.map(str::to_owned));
+    }
+
+    pub(super) fn db(&self) -> &Db {
+        &self.db
+    }
+}
+
+/// Ends the log of touched objects.
+struct Barrier(Db);
+
+impl Drop for Barrier {
+    fn drop(&mut self) {
+        lock(&self.0.inner().barrier).log = None;
+    }
+}
+
+/// The snapshots that running calls work on.
+fn in_use(db: &Db) -> Vec<(Namespace, Node)> {
+    let names = db.inner().holders.names();
+    names
+        .into_iter()
+        .filter_map(|(namespace, snapshotter, key)| {
+            Some((namespace.parse().ok()?, Node::Snapshot { snapshotter, key }))
+        })
+        .collect()
+}
+
+/// A store below that panics fails its own cleanup and no other.
+fn guarded(clean: impl FnOnce() -> Result<cleanup::Cleaned>) -> Result<cleanup::Cleaned> {
+    catch_unwind(AssertUnwindSafe(clean))
+        .unwrap_or_else(|panic| Err(Error::Internal { reason: panic_text(panic.as_ref()) }))
+}
+
+fn joined(outcome: std::thread::Result<Result<cleanup::Cleaned>>) -> Result<cleanup::Cleaned> {
+    outcome.unwrap_or_else(|panic| Err(Error::Internal { reason: panic_text(panic.as_ref()) }))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(source) = at {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        at = source.source();
+    }
+    text
+}
