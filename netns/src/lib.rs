@@ -51,6 +51,7 @@ compile_error!("network namespaces exist on Linux only");
 
 mod addr;
 mod bandwidth;
+mod capabilities;
 mod error;
 mod link;
 mod monitor;
@@ -71,12 +72,14 @@ mod sys;
 
 pub use addr::{Addr, Prefix, Scope};
 pub use bandwidth::{Bandwidth, Rate};
+pub use capabilities::Capabilities;
 pub use error::{Error, KernelError, Result};
 pub use link::{
     ALIAS_LEN_MAX, BridgeOpts, IpvlanMode, KindInfo, Link, LinkChange, LinkKind, LinkSettings,
     LinkSpec, Lower, MacvlanMode, OperState, Parent, PeerSpec, Place, PortSettings, PortVlan,
     TunOpts, VxlanOpts,
 };
+pub use monitor::{Event, EventKind, Monitor, Origin};
 pub use names::{
     ALT_NAME_LEN_MAX, AltName, IF_NAME_LEN_MAX, IfName, Mac, NETNS_NAME_LEN_MAX, NetnsName,
 };

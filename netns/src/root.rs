@@ -25,8 +25,8 @@ use crate::namespace::{At, holders_of, unpin};
 use crate::netlink::{Hopper, Lane, Lanes, OWN_NETNS};
 use crate::session::{Session, assign_nsid, nsid_of};
 use crate::{
-    DeleteOpts, Deleted, Error, HolderKind, Netns, NetnsId, NetnsName, PinState, Result, SysctlKey,
-    sys,
+    Capabilities, DeleteOpts, Deleted, Error, HolderKind, Monitor, Netns, NetnsId, NetnsName,
+    PinState, Result, SysctlKey, sys,
 };
 
 /// Magic of the filesystem namespace files live on, `NSFS_MAGIC`.
@@ -235,6 +235,17 @@ impl NetnsRoot {
         })
     }
 
+    /// Listens to what happens in all namespaces.
+    pub fn monitor(&self) -> Result<Monitor> {
+        Monitor::open(self)
+    }
+
+    /// What this kernel can do, found out by trying in a namespace that is
+    /// thrown away. Takes some ten milliseconds; keep the answer.
+    pub fn capabilities(&self) -> Result<Capabilities> {
+        self.inner.lanes.run(Lane::Change, "probe the kernel", crate::capabilities::probe)
+    }
+
     /// Deletes several namespaces: all pins first, then one wait for all.
     /// One result per name, in order.
     pub fn delete_all(&self, names: &[NetnsName], opts: &DeleteOpts) -> Vec<Result<Deleted>> {
@@ -386,7 +397,7 @@ impl Inner {
     }
 
     /// Names in the directory that could be pins.
-    fn names(&self) -> Result<BTreeSet<NetnsName>> {
+    pub(crate) fn names(&self) -> Result<BTreeSet<NetnsName>> {
         let entries = std::fs::read_dir(&self.dir).map_err(|error| io(&self.dir, &error))?;
         let mut names = BTreeSet::new();
         for entry in entries.take(PINS_MAX) {

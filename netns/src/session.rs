@@ -69,12 +69,6 @@ impl<'h> Session<'h> {
         self.hopper.visit(self.visits[place].fd.as_fd(), work)
     }
 
-    /// The id `of` has in the home namespace, if it was given one.
-    pub(crate) fn nsid(&mut self, of: &At) -> Result<Option<i32>> {
-        let fd = self.fd(of)?;
-        nsid_of(self.socket(&At::Home)?, fd)
-    }
-
     /// Gives `of` an id in the home namespace, so that events can name it.
     pub(crate) fn ensure_nsid(&mut self, of: &At) -> Result<Option<i32>> {
         let fd = self.fd(of)?;

@@ -15,7 +15,7 @@ pub use kinds::{
 };
 pub use spec::{ALIAS_LEN_MAX, LinkSettings, LinkSpec, PortSettings, PortVlan};
 
-pub(crate) use encode::{by_index, set};
+pub(crate) use encode::{Birth, by_index, kind_attributes, set};
 
 use crate::Result;
 use crate::error::{Step, Subject};
@@ -31,4 +31,9 @@ pub(crate) fn loopback_up() -> Result<()> {
         flags: 0,
         step: Step::new(Subject::Link, "bring up", "link lo"),
     })
+}
+
+/// Reads a link from a message about it.
+pub(crate) fn decode(message: &netlink_packet_route::link::LinkMessage) -> Option<Link> {
+    decode::link(message).map(|raw| raw.link)
 }
