@@ -149,13 +149,15 @@ impl Slots {
         Self { file, sequence }
     }
 
-    /// Writes the slot whose turn it is. The caller has synced the data when `synced`.
+    /// Writes the slot whose turn it is. When `synced` the caller has synced the data, and the slot
+    /// is synced as well.
     pub(crate) fn write(&mut self, mut checkpoint: Checkpoint, synced: bool) -> io::Result<()> {
         self.sequence += 1;
         checkpoint.sequence = self.sequence;
         checkpoint.synced = synced;
         let index = self.sequence % 2 + if synced { 2 } else { 0 };
-        self.file.write_all_at(&checkpoint.encode(), index * SLOT_SIZE_BYTES as u64)
+        self.file.write_all_at(&checkpoint.encode(), index * SLOT_SIZE_BYTES as u64)?;
+        if synced { self.file.sync_all() } else { Ok(()) }
     }
 
     /// Makes every slot invalid, for a data file that starts over.

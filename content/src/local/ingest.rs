@@ -10,7 +10,7 @@ use crate::local::checkpoint::{self, Checkpoint, Epoch, Slots};
 use crate::local::dir::{Dir, is_absent, is_regular};
 use crate::local::{modified, timestamp};
 use crate::store::REFERENCE_LEN_MAX;
-use crate::{Digest, Ingest, Status};
+use crate::{Digest, Status};
 
 /// An ingest directory, read.
 #[derive(Debug)]
@@ -107,29 +107,48 @@ pub(crate) fn key(reference: &str) -> String {
 }
 
 /// Writes everything but the data. Returns the open checkpoint file.
-pub(crate) fn create(
-    dir: &Dir,
-    ingest: &Ingest,
-    status: &Status,
-    known: &[Checkpoint],
-) -> Result<Slots> {
-    let flags = OFlags::RDWR | OFlags::CREATE;
+pub(crate) fn create(dir: &Dir, status: &Status) -> Result<Slots> {
     // Before there is any data: without it the length of the data would be believed.
-    let file =
-        dir.open_file("checkpoint", flags, 0o644).map_err(dir.fail("create", "checkpoint"))?;
-    let write = |name: &'static str, text: &str| {
-        dir.write_small(name, text.as_bytes()).map(drop).map_err(dir.fail("write", name))
-    };
-    write("ref", &ingest.reference)?;
-    write("startedat", &timestamp::format(status.started_at))?;
-    write("updatedat", &timestamp::format(status.updated_at))?;
-    if let Some(total) = status.total.filter(|total| *total > 0) {
-        write("total", &total.to_string())?;
+    let slots = open_slots(dir, &[])?;
+    write_text(dir, "ref", &status.reference)?;
+    write_text(dir, "startedat", &timestamp::format(status.started_at))?;
+    write_text(dir, "updatedat", &timestamp::format(status.updated_at))?;
+    write_announced(dir, status, None, None)?;
+    Ok(slots)
+}
+
+/// Notes what a later writer announced anew; on a full disk nothing new must be needed. Returns
+/// the open checkpoint file.
+pub(crate) fn reopen(dir: &Dir, status: &Status, record: &Record) -> Result<Slots> {
+    write_announced(dir, status, record.total, record.expected.as_ref())?;
+    open_slots(dir, &record.slots)
+}
+
+fn write_announced(
+    dir: &Dir,
+    status: &Status,
+    total: Option<u64>,
+    expected: Option<&Digest>,
+) -> Result<()> {
+    if let Some(announced) = status.total.filter(|_| status.total != total) {
+        write_text(dir, "total", &announced.to_string())?;
     }
-    if let Some(expected) = &status.expected {
-        write("expected", expected.as_str())?;
+    match &status.expected {
+        Some(announced) if status.expected.as_ref() != expected => {
+            write_text(dir, "expected", announced.as_str())
+        }
+        _ => Ok(()),
     }
-    Ok(Slots::new(file, known))
+}
+
+fn write_text(dir: &Dir, name: &'static str, text: &str) -> Result<()> {
+    dir.write_small(name, text.as_bytes()).map(drop).map_err(dir.fail("write", name))
+}
+
+fn open_slots(dir: &Dir, known: &[Checkpoint]) -> Result<Slots> {
+    let flags = OFlags::RDWR | OFlags::CREATE;
+    let file = dir.open_file("checkpoint", flags, 0o644);
+    Ok(Slots::new(file.map_err(dir.fail("open", "checkpoint"))?, known))
 }
 
 /// Makes the directory itself survive a power cut, so that a synced checkpoint is found again.

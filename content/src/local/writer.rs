@@ -160,7 +160,7 @@ impl LocalWriter {
         let parent = &self.store.layout.ingest;
         let key = ingest::key(&self.ingest.reference);
         let dir = parent.create_dir(&key, 0o755)?;
-        let slots = ingest::create(&dir, &self.ingest, &state.status, &[])?;
+        let slots = ingest::create(&dir, &state.status)?;
         let failed = || dir.fail("write", "data");
         let backend = self.store.backend_for(self.ingest.total);
         let total = self.ingest.total;
@@ -397,7 +397,7 @@ fn resume(
     hash_file(&data, &mut hasher, offset).map_err(failed())?;
     // A commit that failed late has sealed it.
     data.set_permissions(PermissionsExt::from_mode(0o644)).map_err(failed())?;
-    let mut slots = ingest::create(&dir, ingest, status, &record.slots)?;
+    let mut slots = ingest::reopen(&dir, status, record)?;
     let backend = store.backend_for(ingest.total);
     // Whatever the old slots say about the length, it is exact from here until `sink` extends it:
     // the slot that describes the new state has to be there first.
