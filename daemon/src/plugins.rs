@@ -93,6 +93,8 @@ pub fn fixed() -> Vec<Plugin> {
             .requires(&[SHIM, METADATA, EVENT])
             .on_host()
             .export("log-uri-schemes", "binary,file"),
+        Plugin::new(STREAMING, "manager"),
+        Plugin::new(TRANSFER, "local").requires(&[METADATA, DIFFER, STREAMING]).on_host(),
         Plugin::skipped(DIFFER, "erofs"),
     ];
     for id in ["btrfs", "devmapper", "erofs", "blockfile"] {
@@ -161,6 +163,8 @@ const GRPC_SERVICES: &[&str] = &[
     "leases",
     "namespaces",
     "snapshots",
+    "streaming",
     "tasks",
+    "transfer",
     "version",
 ];

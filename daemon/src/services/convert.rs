@@ -57,6 +57,7 @@ pub fn labels(mut labels: Labels) -> Labels {
     labels
 }
 
+/// A blob, for the wire.
 pub fn content_info(info: crated_content::Info) -> content::v1::Info {
     content::v1::Info {
         digest: info.digest.to_string(),
@@ -67,6 +68,7 @@ pub fn content_info(info: crated_content::Info) -> content::v1::Info {
     }
 }
 
+/// An unfinished write, for the wire.
 pub fn content_status(status: crated_content::Status) -> content::v1::Status {
     content::v1::Status {
         started_at: Some(timestamp(status.started_at)),
@@ -78,6 +80,7 @@ pub fn content_status(status: crated_content::Status) -> content::v1::Status {
     }
 }
 
+/// An image, for the wire.
 pub fn image(image: Image) -> images::v1::Image {
     images::v1::Image {
         name: image.name,
@@ -88,6 +91,7 @@ pub fn image(image: Image) -> images::v1::Image {
     }
 }
 
+/// The target of an image, for the wire.
 pub fn descriptor(target: Target) -> types::Descriptor {
     types::Descriptor {
         media_type: target.media_type,
@@ -97,6 +101,11 @@ pub fn descriptor(target: Target) -> types::Descriptor {
     }
 }
 
+/// The target of an image a client sent.
+///
+/// # Errors
+///
+/// InvalidArgument when it is missing or malformed.
 pub fn target(descriptor: Option<types::Descriptor>) -> Result<Target, Status> {
     let Some(descriptor) = descriptor else { return Err(invalid("image target: missing")) };
     Ok(Target {
@@ -126,6 +135,7 @@ pub fn image_update(
     Ok(update)
 }
 
+/// A container record, for the wire.
 pub fn container(container: Container) -> containers::v1::Container {
     containers::v1::Container {
         id: container.id,
@@ -198,6 +208,7 @@ pub fn container_update(
     Ok(update)
 }
 
+/// A lease, for the wire.
 pub fn lease(lease: Lease) -> leases::v1::Lease {
     leases::v1::Lease {
         id: lease.id,
@@ -206,15 +217,22 @@ pub fn lease(lease: Lease) -> leases::v1::Lease {
     }
 }
 
+/// A resource of a lease, for the wire.
 pub fn resource(resource: Resource) -> leases::v1::Resource {
     leases::v1::Resource { id: resource.id, r#type: resource.kind }
 }
 
+/// A resource a client sent.
+///
+/// # Errors
+///
+/// InvalidArgument when it is missing.
 pub fn resource_named(resource: Option<leases::v1::Resource>) -> Result<Resource, Status> {
     let resource = resource.ok_or_else(|| invalid("lease resource: missing"))?;
     Ok(Resource { kind: resource.r#type, id: resource.id })
 }
 
+/// A namespace, for the wire.
 pub fn namespace(record: NamespaceRecord) -> namespaces::v1::Namespace {
     namespaces::v1::Namespace { name: record.name.to_string(), labels: record.labels }
 }
@@ -251,6 +269,7 @@ pub fn snapshot_labels(update: LabelUpdate) -> crated_snapshot::LabelUpdate {
     }
 }
 
+/// A snapshot, for the wire.
 pub fn snapshot_info(info: crated_snapshot::Info) -> snapshots::v1::Info {
     let kind = match info.kind {
         Kind::View => snapshots::v1::Kind::View,
@@ -267,6 +286,7 @@ pub fn snapshot_info(info: crated_snapshot::Info) -> snapshots::v1::Info {
     }
 }
 
+/// A mount, for the wire.
 pub fn mount(mount: Mount) -> types::Mount {
     types::Mount {
         r#type: mount.kind,
@@ -276,14 +296,17 @@ pub fn mount(mount: Mount) -> types::Mount {
     }
 }
 
+/// Mounts, for the wire.
 pub fn mounts(mounts: Vec<Mount>) -> Vec<types::Mount> {
     mounts.into_iter().map(mount).collect()
 }
 
+/// A mount a client sent.
 pub fn mount_from(mount: types::Mount) -> Mount {
     Mount { kind: mount.r#type, source: mount.source, target: mount.target, options: mount.options }
 }
 
+/// Mounts a client sent.
 pub fn mounts_from(mounts: Vec<types::Mount>) -> Vec<Mount> {
     mounts.into_iter().map(mount_from).collect()
 }
