@@ -7,6 +7,7 @@ mod digest;
 mod document;
 mod error;
 mod json;
+mod layout;
 pub mod media_type;
 mod platform;
 mod progress;
@@ -16,11 +17,15 @@ mod resolver;
 mod verify;
 pub mod walk;
 
+#[cfg(feature = "testsuite")]
+pub mod testsuite;
+
 pub use self::body::{Body, Chunks, FetchSource, FileSource, Source};
 pub use self::descriptor::Descriptor;
 pub use self::digest::{Algorithm, Digest, Hasher};
 pub use self::document::{Document, DocumentLimits, ImageConfig, Index, Manifest};
 pub use self::error::{Error, Result};
+pub use self::layout::LayoutResolver;
 pub use self::media_type::MediaType;
 pub use self::platform::{All, Any, Matcher, Only, OnlyOs, OnlyStrict, Ordered, Platform};
 pub use self::progress::{Entry, Progress, State, Watch};

@@ -16,6 +16,7 @@ use crated_distribution::{
 };
 use tempfile::TempDir;
 
+pub(crate) mod hostile;
 pub(crate) mod token_server;
 
 /// The registry program of the distribution project.
