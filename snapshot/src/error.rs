@@ -84,14 +84,6 @@ impl Error {
     pub(crate) fn precondition(key: &str, reason: impl Into<String>) -> Self {
         Self::FailedPrecondition { key: key.to_owned(), reason: reason.into() }
     }
-
-    /// The operating system's error code, where one is at the root of this.
-    pub(crate) fn raw_os_error(&self) -> Option<i32> {
-        match self {
-            Self::Io { source, .. } | Self::Stream { source, .. } => source.raw_os_error(),
-            _ => None,
-        }
-    }
 }
 
 /// A raw name for messages: lossy, and cut so that a hostile layer cannot

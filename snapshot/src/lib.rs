@@ -38,5 +38,7 @@ mod native;
 mod overlay;
 mod snapshotter;
 mod tar;
+#[cfg(feature = "testsuite")]
+pub mod testsuite;
 mod tree;
 mod usage;

@@ -148,10 +148,6 @@ impl Stat {
     pub(crate) fn is_whiteout(&self) -> bool {
         self.file_type() == FileType::CharacterDevice && self.rdev == 0
     }
-
-    pub(crate) fn permissions(&self) -> Mode {
-        Mode::from_raw_mode(self.mode & 0o7777)
-    }
 }
 
 impl From<rustix::fs::Stat> for Stat {

@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn records_are_read() {
-        let pax = Pax::parse(b"12 path=a/b\n10 size=7\n24 SCHILY.xattr.user.k=v\n").unwrap();
+        let pax = Pax::parse(b"12 path=a/b\n10 size=7\n25 SCHILY.xattr.user.k=v\n").unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"a/b"[..]));
         assert_eq!(pax.size, Some(7));
         assert_eq!(pax.xattrs, [(b"user.k".to_vec(), b"v".to_vec())]);
@@ -281,10 +281,10 @@ mod tests {
             b"99999999999999999999 path=a\n",
             b"8 path=\n",
             b"11 path=\0b\n\n",
-            b"10 size=-\n",
-            b"11 size=-1\n",
-            b"10 path=a\n10 path=b\n",
-            b"28 size=99999999999999999999\n",
+            b"9 size=-\n",
+            b"10 size=-1\n",
+            b"9 path=a\n9 path=b\n",
+            b"29 size=99999999999999999999\n",
         ] {
             assert!(refused(data), "{}", data.escape_ascii());
         }

@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn record_lengths_count_themselves() {
-        assert_eq!(pax_record(b"path", b"a"), b"10 path=a\n");
+        assert_eq!(pax_record(b"path", b"a"), b"9 path=a\n");
         for length in 80..120 {
             let record = pax_record(b"k", &vec![b'v'; length]);
             assert!(record.starts_with(format!("{} k=", record.len()).as_bytes()));

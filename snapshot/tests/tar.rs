@@ -1,0 +1,9 @@
+//! Every promise of appliers and differs, kept by the tar ones.
+
+mod applier {
+    crated_snapshot::applier_testsuite!(crated_snapshot::TarApplier::default());
+}
+
+mod differ {
+    crated_snapshot::differ_testsuite!(crated_snapshot::WalkingDiffer::default());
+}
