@@ -108,8 +108,14 @@ pub async fn fetch_bytes(
     if let Some(bytes) = descriptor.embedded() {
         return Ok(bytes.into());
     }
-    let body = fetcher.fetch(descriptor, 0).await?;
-    Verifier::new(body, descriptor)?.collect(limit_bytes).await
+    loop {
+        let body = fetcher.fetch(descriptor, 0).await?;
+        match Verifier::new(body, descriptor)?.collect(limit_bytes).await {
+            // Another mirror may have the right bytes; each is asked once.
+            Err(Error::DigestMismatch { .. }) if fetcher.distrust(&descriptor.digest) => {}
+            found => return found,
+        }
+    }
 }
 
 /// The manifests of an index that `platforms` wants, best first.
