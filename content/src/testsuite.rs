@@ -85,6 +85,12 @@ macro_rules! store_testsuite {
     };
 }
 
+/// Decodes the content of a checkpoint file, for fuzzing: no bytes may make it panic.
+#[doc(hidden)]
+pub fn fuzz_checkpoint(bytes: &[u8]) {
+    crate::local::decode_checkpoint(bytes);
+}
+
 /// What goes in comes out, under its digest.
 pub fn a_committed_blob_is_read_back(store: &dyn Store) {
     let digest = Digest::of(b"hello");

@@ -1,5 +1,6 @@
 //! What the local store does with its directory: layout, damage, resumption by another process,
 //! hostile roots and full disks.
+#![allow(clippy::print_stderr, reason = "skipped tests are for people")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -358,7 +359,7 @@ fn roots_others_could_tamper_with_are_refused() {
     fs::write(&file, "").unwrap();
     assert!(matches!(LocalStore::open(&file), Err(Error::Io { .. })));
     // What stands in the root is not followed either.
-    fs::remove_dir_all(root.join("ingest")).unwrap();
+    fs::remove_dir(root.join("ingest")).unwrap();
     symlink("/tmp", root.join("ingest")).unwrap();
     assert!(matches!(LocalStore::open(&root), Err(Error::Io { .. })));
 }

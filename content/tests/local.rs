@@ -1,4 +1,5 @@
 //! The local store keeps every promise of a store, whichever way its bytes take to the disk.
+#![allow(clippy::print_stderr, reason = "skipped tests are for people")]
 
 use crated_content::LocalStore;
 use crated_content::local::Backend;

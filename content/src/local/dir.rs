@@ -58,14 +58,17 @@ impl Dir {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode);
         if !OPENAT2_MISSING.load(Ordering::Relaxed) {
-            let resolve =
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            // A mount below the root would break every rename, and be emptied by a removal.
+            let resolve = ResolveFlags::BENEATH
+                | ResolveFlags::NO_SYMLINKS
+                | ResolveFlags::NO_MAGICLINKS
+                | ResolveFlags::NO_XDEV;
             match rustix::fs::openat2(&self.fd, name, flags, mode, resolve) {
                 Err(rustix::io::Errno::NOSYS) => OPENAT2_MISSING.store(true, Ordering::Relaxed),
                 result => return Ok(result?),
             }
         }
-        // For one name without a slash, opened without following links, this is as strict.
+        // One name without a slash, opened without following links: only mounts go unnoticed.
         Ok(rustix::fs::openat(&self.fd, name, flags, mode)?)
     }
 

@@ -116,9 +116,7 @@ impl Direct {
         }
         let (index, len) = (self.current, self.filled);
         self.flights[index] = Some(Flight { offset: self.start, len });
-        if let Err(error) = self.lane.get().submit(&self.direct, index, len, self.start) {
-            return Err(error);
-        }
+        self.lane.get().submit(&self.direct, index, len, self.start)?;
         (self.start, self.filled) = (end, 0);
         while self.reap(false)? {}
         self.current = loop {

@@ -29,6 +29,10 @@ pub(crate) struct Layout {
 /// A step of the durability protocol to leave out, to show that a test notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(
+    not(feature = "testsuite"),
+    allow(dead_code, unreachable_pub, reason = "only a test may ask for it")
+)]
 pub enum OmittedSync {
     /// The bytes of a blob are not synced before it is renamed into place.
     Data,

@@ -132,16 +132,14 @@ impl Builder {
         let layout = Layout::open(root, self.omitted_sync)?;
         let uring = match self.backend {
             Backend::Buffered => false,
-            Backend::Auto => {
-                let probed = probe::has_device(&layout) && {
-                    let probed = probe::direct_io(&layout);
-                    if let Err(error) = &probed {
-                        tracing::info!(%error, "no direct io_uring, ingesting through the cache");
-                    }
-                    probed.is_ok()
-                };
-                probed
-            }
+            Backend::Auto if !probe::has_device(&layout) => false,
+            Backend::Auto => match probe::direct_io(&layout) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::info!(%error, "no direct io_uring, ingesting through the cache");
+                    false
+                }
+            },
             Backend::Uring => {
                 probe::direct_io(&layout).map_err(|error| Error::Unavailable {
                     reason: format!("io_uring with direct I/O on {}: {error}", root.display()),
@@ -441,11 +439,16 @@ impl Manager for LocalStore {
         let inner = &self.inner;
         let _held = inner.busy.hold(digest);
         let dir = inner.layout.blobs(digest.algorithm());
-        match dir.remove_all(digest.hex()) {
-            Ok(()) => labels::remove(&inner.layout, digest),
-            Err(error) if is_absent(&error) => Err(Error::NotFound(digest.clone())),
-            Err(error) => Err(dir.fail("delete", digest.hex())(error)),
+        match dir.remove_file(digest.hex()) {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => return Err(Error::NotFound(digest.clone())),
+            // Not ours, so not ours to empty.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                inner.layout.set_aside(digest, "not a regular file")?;
+            }
+            Err(error) => return Err(dir.fail("delete", digest.hex())(error)),
         }
+        labels::remove(&inner.layout, digest)
     }
 }
 
@@ -464,6 +467,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "testsuite")]
+pub(crate) fn decode_checkpoint(bytes: &[u8]) {
+    checkpoint::decode(bytes);
 }
 
 struct FileReader {

@@ -21,7 +21,7 @@ pub(crate) enum Sink {
         offset: u64,
     },
     /// Past the page cache, through io_uring.
-    Direct(Direct),
+    Direct(Box<Direct>),
 }
 
 impl Sink {
@@ -40,7 +40,8 @@ impl Sink {
         {
             match dir.open_file(name, OFlags::WRONLY | OFlags::DIRECT, 0) {
                 Ok(direct) => {
-                    return Direct::new(lane, direct, file, offset, total).map(Self::Direct);
+                    let direct = Direct::new(lane, direct, file, offset, total)?;
+                    return Ok(Self::Direct(Box::new(direct)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
                 Err(error) => return Err(error),

@@ -1,4 +1,5 @@
 //! What is left after a process is killed and after the power goes.
+#![allow(clippy::print_stderr, reason = "seeds, summaries and skipped tests are for people")]
 
 mod kill;
 mod power_cut;

@@ -259,8 +259,16 @@ impl Drop for Mounted {
         let steps =
             [vec!["umount", self.at.to_str().unwrap()], vec!["losetup", "-d", &self.device]];
         for step in steps {
-            if let Err(error) = command(&step) {
-                eprintln!("{error}");
+            // Whoever looks at all block devices keeps this one busy for a moment.
+            let done = (0..100).any(|_| {
+                let done = command(&step).is_ok();
+                if !done {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                done
+            });
+            if !done {
+                eprintln!("left behind: {} on {}", self.device, self.at.display());
             }
         }
     }
