@@ -379,3 +379,58 @@ fn parse(text: &str, field: &'static str) -> Result<(IpAddr, u8)> {
 fn short(text: &str) -> String {
     text.chars().take(64).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn prefix_is_its_text(ip in any::<IpAddr>(), len in 0..=128_u8) {
+            if let Ok(prefix) = Prefix::new(ip, len) {
+                prop_assert_eq!(prefix.to_string().parse::<Prefix>().unwrap(), prefix);
+            }
+        }
+
+        #[test]
+        fn any_text_is_parsed_or_refused(text in "\\PC{0,60}") {
+            let _ = text.parse::<Prefix>();
+            let _ = text.parse::<Addr>();
+            let _ = text.parse::<crate::Mac>();
+            let _ = text.parse::<crate::SysctlKey>();
+            if let Ok(name) = text.parse::<crate::IfName>() {
+                prop_assert!(!name.as_str().is_empty() && name.as_str().len() <= 15);
+                prop_assert!(!name.as_str().contains(['/', ':', '%', ' ']));
+            }
+            if let Ok(name) = text.parse::<crate::NetnsName>() {
+                prop_assert!(std::path::Path::new(name.as_str()).components().count() == 1);
+                prop_assert!(!name.as_str().starts_with('.'));
+            }
+        }
+
+        #[test]
+        fn address_survives_the_message(ip in any::<IpAddr>(), len in 0..=128_u8, nodad: bool) {
+            if let Ok(mut addr) = Addr::new(ip, len) {
+                addr.nodad = nodad;
+                let (index, read) = Addr::read(&addr.message(7)).unwrap();
+                prop_assert_eq!(index, 7);
+                prop_assert_eq!(read.key(), addr.key());
+                prop_assert_eq!(read.nodad, nodad);
+                prop_assert_eq!(read.protocol, OWN_PROTOCOL);
+            }
+        }
+    }
+
+    #[test]
+    fn derived_names_are_stable_and_tell_their_parts_apart() {
+        use crate::IfName;
+        let name = IfName::derived(&["default", "web", "eth0"]);
+        assert_eq!(name, IfName::derived(&["default", "web", "eth0"]));
+        assert_eq!(name.as_str().len(), 14);
+        assert!(name.as_str().parse::<IfName>().is_ok());
+        assert_ne!(name, IfName::derived(&["default", "webeth0"]));
+        assert_ne!(name, IfName::derived(&["default", "web", "eth1"]));
+    }
+}

@@ -248,7 +248,8 @@ impl Step {
             libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT => {
                 Error::Unsupported { what: object, kernel }
             }
-            libc::ELOOP | libc::EINVAL if self.subject == Subject::Master => {
+            libc::ELOOP => Error::Refused { step, reason: "would be a loop".into(), kernel },
+            libc::EINVAL if self.subject == Subject::Master => {
                 Error::Refused { step, reason: "cannot be a port".into(), kernel }
             }
             libc::EINVAL | libc::ERANGE => Error::InvalidValue {
@@ -280,9 +281,7 @@ impl Step {
         if kernel.says("IPv6 is disabled") {
             return Some(refused("enable IPv6 on the device first"));
         }
-        if kernel.says("same name exists in the target")
-            || kernel.says("already exists in the target")
-        {
+        if kernel.errno == libc::EEXIST && kernel.says("target netns") {
             return Some(Error::AlreadyExists {
                 object: format!("{}, give `rename` to move it under another name", self.object),
                 kernel: Some(kernel.clone()),

@@ -260,16 +260,14 @@ fn perform(session: &mut Session<'_>, at: &At, op: &Op) -> Result<Option<(At, Op
 
 fn create(session: &mut Session<'_>, at: &At, spec: &LinkSpec) -> Result<(At, Op)> {
     if let crate::LinkKind::Existing { name, from } = &spec.kind {
+        spec.check()?;
         let source = session.resolve(at, from)?;
-        owned(session, &source, name)?;
-        apply::create(session, at, spec)?;
         let change = LinkChange {
-            rename: Some(name.clone()),
-            move_to: Some(source.place()),
-            ..LinkChange::default()
+            rename: Some(spec.name.clone()),
+            move_to: Some(at.place()),
+            ..LinkChange::from(&spec.settings)
         };
-        let link = spec.name.clone();
-        return Ok((at.clone(), Op::ChangeLink { link, change: Box::new(change) }));
+        return change_link(session, &source, name, &change);
     }
     apply::create(session, at, spec)?;
     Ok((at.clone(), Op::DeleteLink { link: spec.name.clone() }))
@@ -287,23 +285,36 @@ fn change_link(
     let before = read::full(session.socket(at)?, link)?;
     let reverse = reverse_of(&before, change, at);
     let now = change.rename.clone().unwrap_or_else(|| link.clone());
+    let target = match &change.move_to {
+        Some(place) => session.resolve(at, place)?,
+        None => at.clone(),
+    };
     let Err(error) = apply::change(session, at, link, change) else {
-        let target = match &change.move_to {
-            Some(place) => session.resolve(at, place)?,
-            None => at.clone(),
-        };
         return Ok((target, Op::ChangeLink { link: now, change: Box::new(reverse) }));
     };
-    // The link is still here, under one name or the other: moving comes last.
-    let restore = LinkChange { move_to: None, ..reverse };
-    let named = match read::index(session.socket(at)?, &now) {
-        Ok(index) if index == before.ifindex => &now,
-        _ => link,
-    };
-    if let Err(undo) = apply::change(session, at, named, &restore) {
+    if let Err(undo) = restore(session, at, &target, &before, &now, reverse) {
         tracing::warn!(%undo, %link, "cannot restore a half-changed link");
     }
     Err(error)
+}
+
+/// Brings a link back after a change that failed somewhere on its way.
+fn restore(
+    session: &mut Session<'_>,
+    at: &At,
+    target: &At,
+    before: &Link,
+    now: &IfName,
+    reverse: LinkChange,
+) -> Result<()> {
+    let socket = session.socket(at)?;
+    for name in [&before.ifname, now] {
+        if read::index(socket, name).is_ok_and(|index| index == before.ifindex) {
+            let reverse = LinkChange { move_to: None, ..reverse };
+            return apply::change(session, at, name, &reverse);
+        }
+    }
+    apply::change(session, target, now, &reverse)
 }
 
 /// The change that brings the fields of `change` back to what `link` has.
@@ -315,21 +326,25 @@ fn reverse_of(link: &Link, change: &LinkChange, at: &At) -> LinkChange {
     };
     let addrs = || link.addrs.iter().filter(|addr| own(addr.protocol)).cloned().collect();
     let routes = || link.routes.iter().filter(|route| own(route.protocol)).cloned().collect();
+    // Going down costs the routes, moving costs more.
+    let moved = change.move_to.is_some();
+    let lost = moved || (change.up == Some(false) && link.up);
+    let lost = lost.then_some(());
     LinkChange {
         mac: change.mac.and(link.mac),
         mtu: change.mtu.map(|_| link.mtu),
-        master: change.master.as_ref().map(|_| link.master.clone()),
-        up: change.up.map(|_| link.up),
+        master: (moved || change.master.is_some()).then(|| link.master.clone()),
+        up: (moved || change.up.is_some()).then_some(link.up),
         tx_queue_len: change.tx_queue_len.map(|_| link.tx_queue_len),
-        group: change.group.map(|_| link.group),
+        group: (moved || change.group.is_some()).then_some(link.group),
         alias: change.alias.as_ref().map(|_| link.alias.clone().unwrap_or_default()),
         altnames: change.altnames.as_ref().map(|_| link.altnames.clone()),
         gso_max_size: change.gso_max_size.map(|_| link.gso_max_size),
         gro_max_size: change.gro_max_size.map(|_| link.gro_max_size),
         ipv6_auto: change.ipv6_auto.and(link.ipv6_auto),
         port,
-        addrs: change.addrs.as_ref().map(|_| addrs()),
-        routes: change.routes.as_ref().map(|_| routes()),
+        addrs: change.addrs.as_ref().map(drop).or(lost).map(|()| addrs()),
+        routes: change.routes.as_ref().map(drop).or(lost).map(|()| routes()),
         bandwidth: change.bandwidth.map(|_| link.bandwidth),
         rename: change.rename.as_ref().map(|_| link.ifname.clone()),
         move_to: change.move_to.as_ref().map(|_| at.place()),

@@ -28,23 +28,20 @@ pub(crate) fn create(session: &mut Session<'_>, at: &At, spec: &LinkSpec) -> Res
     let done = match &spec.kind {
         LinkKind::Tap(opts) => tun(session, at, &spec.name, opts, libc::IFF_TAP)?,
         LinkKind::Tun(opts) => tun(session, at, &spec.name, opts, libc::IFF_TUN)?,
-        LinkKind::Existing { name, from } => {
-            let from = session.resolve(at, from)?;
-            move_link(session, &from, name, at, &spec.name)?;
-            Done::default()
+        LinkKind::Existing { .. } => {
+            return Err(Error::refused("create link", "it exists and has to be moved"));
         }
         LinkKind::Veth { peer } | LinkKind::Netkit { peer, .. } => pair(session, at, spec, peer)?,
         _ => single(session, at, spec)?,
     };
-    let finished = finish(session, at, &spec.name, &spec.settings, &done, spec).and_then(|()| {
-        match &spec.kind {
+    let finished =
+        finish(session, at, &spec.name, &spec.settings, &done).and_then(|()| match &spec.kind {
             LinkKind::Veth { peer } | LinkKind::Netkit { peer, .. } => {
                 let place = session.resolve(at, &peer.place)?;
-                finish(session, &place, &peer.name, &peer.settings, &done.peer(), spec)
+                finish(session, &place, &peer.name, &peer.settings, &done.peer())
             }
             _ => Ok(()),
-        }
-    });
+        });
     finished.inspect_err(|_| undo_create(session, at, spec))
 }
 
@@ -65,13 +62,7 @@ impl Done {
 }
 
 fn undo_create(session: &mut Session<'_>, at: &At, spec: &LinkSpec) {
-    let undone = match &spec.kind {
-        LinkKind::Existing { name, from } => session
-            .resolve(at, from)
-            .and_then(|from| move_link(session, at, &spec.name, &from, name)),
-        _ => delete(session, at, &spec.name),
-    };
-    if let Err(error) = undone {
+    if let Err(error) = delete(session, at, &spec.name) {
         tracing::warn!(%error, link = %spec.name, "cannot take back a half-made link");
     }
 }
@@ -261,7 +252,6 @@ fn finish(
     name: &IfName,
     settings: &LinkSettings,
     done: &Done,
-    spec: &LinkSpec,
 ) -> Result<()> {
     let mut rest = LinkChange::from(settings);
     if done.attributes {
@@ -279,8 +269,7 @@ fn finish(
     if rest == LinkChange::default() {
         return Ok(());
     }
-    let fresh = !matches!(spec.kind, LinkKind::Existing { .. });
-    apply(session, at, name, &rest, fresh)
+    apply(session, at, name, &rest, true)
 }
 
 /// Changes a link. Not atomic: an error may leave part of it done.
@@ -291,14 +280,17 @@ pub(crate) fn change(
     change: &LinkChange,
 ) -> Result<()> {
     change.check()?;
-    apply(session, at, name, change, false)?;
-    match (&change.move_to, &change.rename) {
-        (None, _) => Ok(()),
-        (Some(to), rename) => {
-            let to = session.resolve(at, to)?;
-            move_link(session, at, name, &to, rename.as_ref().unwrap_or(name))
-        }
+    let Some(to) = &change.move_to else {
+        return apply(session, at, name, change, false);
+    };
+    let to = session.resolve(at, to)?;
+    let new_name = change.rename.as_ref().unwrap_or(name);
+    move_link(session, at, name, &to, new_name)?;
+    let mut rest = LinkChange { rename: None, move_to: None, ..change.clone() };
+    if to == At::Home && rest.group.is_none() {
+        rest.group = Some(session.inner.options.owner_group);
     }
+    apply(session, &to, new_name, &rest, false)
 }
 
 /// Everything but the move. A fresh link has nothing to be compared with.
@@ -316,7 +308,7 @@ fn apply(
         check_mtu(mtu, link.mtu_min, link.mtu_max)?;
     }
     let mut batch = Batch { name, requests: Vec::new() };
-    let rename = change.rename.as_ref().filter(|_| change.move_to.is_none());
+    let rename = change.rename.as_ref();
     let mut own_name = name.clone();
     attributes(&mut batch, index, change);
     match &change.master {
@@ -384,7 +376,7 @@ fn attributes(batch: &mut Batch<'_>, index: u32, change: &LinkChange) {
         (change.mtu.map(LinkAttribute::Mtu), "set mtu of"),
         (change.tx_queue_len.map(LinkAttribute::TxQueueLen), "set queue length of"),
         (change.group.map(LinkAttribute::Group), "set group of"),
-        (change.alias.clone().map(LinkAttribute::IfAlias), "set alias of"),
+        (change.alias.as_deref().map(encode::alias), "set alias of"),
         (change.gso_max_size.map(LinkAttribute::GsoMaxSize), "set gso size of"),
         (change.gro_max_size.map(LinkAttribute::GroMaxSize), "set gro size of"),
     ];

@@ -42,8 +42,10 @@ pub struct LinkChange {
     pub bandwidth: Option<Bandwidth>,
     /// New name.
     pub rename: Option<IfName>,
-    /// Namespace to move to, as the last step. A new name comes along in the
-    /// same message, so that a name taken there is no obstacle.
+    /// Namespace to move to, as the first step: the kernel takes master,
+    /// addresses and routes away on the way, the other fields apply there. A new
+    /// name comes along in the same message, so that a name taken there is no
+    /// obstacle.
     pub move_to: Option<Place>,
 }
 

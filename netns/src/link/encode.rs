@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::link::{
     AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgeStpState, BridgeVlanInfo, BridgeVlanInfoFlags,
     In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoIpVlan, InfoKind, InfoMacVlan,
@@ -184,6 +185,15 @@ fn vxlan(opts: &VxlanOpts, dev: Option<u32>) -> Vec<InfoVxlan> {
 
 pub(crate) fn mac(mac: Mac) -> LinkAttribute {
     LinkAttribute::Address(mac.octets().to_vec())
+}
+
+/// Free text. Without the final NUL, which the kernel would count; but an empty
+/// attribute is none, so the NUL alone takes the text away.
+pub(crate) fn alias(text: &str) -> LinkAttribute {
+    match text {
+        "" => LinkAttribute::IfAlias(String::new()),
+        text => LinkAttribute::Other(DefaultNla::new(libc::IFLA_IFALIAS, text.into())),
+    }
 }
 
 /// Turns the automatic link-local address on or off.

@@ -210,3 +210,136 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     word.copy_from_slice(&bytes[at..at + 4]);
     u32::from_ne_bytes(word)
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A frame around a payload.
+    fn frame(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = ((HEADER_LEN + payload.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(7_u32.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        bytes.resize(align(bytes.len()), 0);
+        bytes
+    }
+
+    fn body(bytes: &[u8]) -> Body {
+        Frames::new(bytes).next().unwrap().unwrap().body().unwrap()
+    }
+
+    fn refusal(errno: i32, quoted: &[u8]) -> Vec<u8> {
+        let mut payload = (-errno).to_ne_bytes().to_vec();
+        payload.extend(((HEADER_LEN + quoted.len()) as u32).to_ne_bytes());
+        payload.extend([0; HEADER_LEN - 4]);
+        payload.extend(quoted);
+        payload
+    }
+
+    const TLVS: u16 = libc::NLM_F_ACK_TLVS as u16;
+    const CAPPED: u16 = libc::NLM_F_CAPPED as u16;
+
+    #[test]
+    fn acknowledgement_text_is_found_behind_capped_and_quoted_requests() {
+        let text = attribute(EXT_ACK_TEXT, b"Unknown device type\0");
+        for (flags, quoted) in [(TLVS | CAPPED, &[][..]), (TLVS, &[1, 2, 3, 4, 5, 6, 7, 8])] {
+            let mut payload = refusal(libc::EOPNOTSUPP, quoted);
+            payload.extend(attribute(2, &4_u32.to_ne_bytes()));
+            payload.extend(&text);
+            let message = Some("Unknown device type".into());
+            let expected = KernelError { errno: libc::EOPNOTSUPP, message };
+            assert_eq!(body(&frame(2, flags, &payload)), Body::Ack(Some(expected)));
+        }
+        let plain = frame(2, CAPPED, &refusal(libc::EEXIST, &[]));
+        assert_eq!(body(&plain), Body::Ack(Some(KernelError::new(libc::EEXIST))));
+        assert_eq!(body(&frame(2, CAPPED, &refusal(0, &[]))), Body::Ack(None));
+    }
+
+    #[test]
+    fn several_frames_of_one_datagram_are_read_in_order() {
+        let mut bytes = frame(2, 0, &refusal(0, &[]));
+        bytes.extend(frame(1, 0, &[]));
+        bytes.extend(frame(4, 0, &[]));
+        bytes.extend(frame(3, 0, &0_i32.to_ne_bytes()));
+        let bodies: Vec<_> =
+            Frames::new(&bytes).map(|frame| frame.unwrap().body().unwrap()).collect();
+        assert_eq!(bodies, [Body::Ack(None), Body::Ignored, Body::Overrun, Body::Done(None)]);
+    }
+
+    #[test]
+    fn lengths_that_lie_end_the_iteration_with_an_error() {
+        for len in [0_u32, 15, 17 + 16, u32::MAX] {
+            let mut bytes = frame(3, 0, &[]);
+            bytes[..4].copy_from_slice(&len.to_ne_bytes());
+            let mut frames = Frames::new(&bytes);
+            assert!(frames.next().unwrap().is_err(), "{len}");
+            assert!(frames.next().is_none());
+        }
+        assert!(Frames::new(&[1, 2, 3]).next().unwrap().is_err());
+    }
+
+    #[test]
+    fn odd_attribute_of_a_link_is_left_out_and_the_rest_kept() {
+        let mut payload = vec![0; 16];
+        payload[4] = 9;
+        // An MTU of one byte, a name, and a length beyond the end.
+        payload.extend(attribute(4, &[1]));
+        payload.extend(attribute(3, b"eth0\0"));
+        payload.extend([0xff, 0xff, 1, 0]);
+        let Body::Message(message) = body(&frame(RTM_NEWLINK, 0, &payload)) else { panic!() };
+        let RouteNetlinkMessage::NewLink(link) = *message else { panic!() };
+        assert_eq!(link.header.index, 9);
+        assert_eq!(link.attributes, [LinkAttribute::IfName("eth0".into())]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            for frame in Frames::new(&bytes).map_while(Result::ok) {
+                let _ = frame.body();
+            }
+        }
+
+        #[test]
+        fn arbitrary_payloads_of_known_types_never_panic(
+            kind in 0_u16..120,
+            flags in any::<u16>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            for frame in Frames::new(&frame(kind, flags, &payload)).map_while(Result::ok) {
+                let _ = frame.body();
+            }
+        }
+
+        #[test]
+        fn link_survives_the_way_there_and_back(
+            index in any::<u32>(),
+            mtu in any::<u32>(),
+            name in "[a-z][a-z0-9]{0,14}",
+            flags in any::<u16>(),
+            sequence in any::<u32>(),
+        ) {
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            link.header.flags = LinkFlags::Up;
+            link.attributes = vec![LinkAttribute::IfName(name), LinkAttribute::Mtu(mtu)];
+            let message = RouteNetlinkMessage::NewLink(link);
+            let mut bytes = Vec::new();
+            encode(&message, flags, sequence, &mut bytes);
+            encode(&message, flags, sequence, &mut bytes);
+            prop_assert_eq!(bytes.len() % 4, 0);
+            let frames: Vec<_> = Frames::new(&bytes).map(Result::unwrap).collect();
+            prop_assert_eq!(frames.len(), 2);
+            for frame in frames {
+                prop_assert_eq!((frame.flags, frame.sequence), (flags, sequence));
+                prop_assert_eq!(frame.body().unwrap(), Body::Message(Box::new(message.clone())));
+            }
+        }
+    }
+}

@@ -202,3 +202,89 @@ fn work(queue: &Queue, mut farewell: Farewell) {
         job(&mut hopper);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn root_only() -> bool {
+        if rustix::process::geteuid().is_root() {
+            return true;
+        }
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "needs root");
+        false
+    }
+
+    fn here() -> PathBuf {
+        std::fs::read_link(OWN_NETNS).unwrap()
+    }
+
+    #[test]
+    fn job_that_panics_costs_its_thread_and_nothing_else() {
+        if !root_only() {
+            return;
+        }
+        let lanes = Lanes::start().unwrap();
+        let home = here();
+        let thread =
+            |lanes: &Lanes| lanes.run(Lane::Change, "ask", |_| Ok(thread::current().id())).unwrap();
+        assert_eq!(thread(&lanes), thread(&lanes));
+        for inside in [false, true] {
+            let before = thread(&lanes);
+            let result = lanes.run(Lane::Change, "panic", move |hopper| -> Result<()> {
+                match inside {
+                    // While in another namespace.
+                    true => hopper.create(|| panic!("injected"))?,
+                    false => panic!("injected"),
+                }
+            });
+            assert!(matches!(result, Err(Error::WorkerLost { step: "panic" })), "{result:?}");
+            assert_ne!(before, thread(&lanes));
+        }
+        let net = lanes.run(Lane::Change, "look", |_| Ok(here())).unwrap();
+        assert_eq!(net, home);
+    }
+
+    #[test]
+    fn thread_that_could_not_return_is_replaced_by_one_at_home() {
+        if !root_only() {
+            return;
+        }
+        let lanes = Lanes::start().unwrap();
+        let home = here();
+        let lost = lanes.run(Lane::Read, "lose", |hopper| {
+            // Strand the thread for good, as a failed setns would.
+            sys::unshare_net().unwrap();
+            hopper.lost = true;
+            Ok((thread::current().id(), here()))
+        });
+        let (lost, elsewhere) = lost.unwrap();
+        assert_ne!(elsewhere, home);
+        let next = lanes.run(Lane::Read, "look", |_| Ok((thread::current().id(), here())));
+        let (next, net) = next.unwrap();
+        assert_ne!(next, lost);
+        assert_eq!(net, home);
+    }
+
+    #[test]
+    fn visit_ends_where_it_began_and_sockets_stay_behind() {
+        if !root_only() {
+            return;
+        }
+        let lanes = Lanes::start().unwrap();
+        let home = here();
+        let cookies = lanes.run(Lane::Change, "visit", |hopper| {
+            let ns = hopper.create(own_netns)??;
+            let inside = hopper.socket_in(ns.as_fd())?;
+            let outside = hopper.home_socket()?;
+            Ok((inside.cookie()?, outside.cookie()?, hopper.visit(ns.as_fd(), here)?, here()))
+        });
+        let (inside, outside, visited, after) = cookies.unwrap();
+        assert_ne!(inside, outside);
+        assert_ne!(visited, home);
+        assert_eq!(after, home);
+    }
+}

@@ -17,6 +17,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// The same host for another thread of it.
+    pub fn with(dir: PathBuf, root: NetnsRoot) -> Self {
+        Self { dir, root }
+    }
+
     /// The directory of this host's files.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -96,4 +101,12 @@ pub fn ns(name: &str) -> NetnsName {
 
 pub fn ifname(name: &str) -> IfName {
     name.parse().unwrap()
+}
+
+/// Gives up all capabilities of the calling thread.
+pub fn drop_capabilities() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).unwrap();
 }
