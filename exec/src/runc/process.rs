@@ -82,7 +82,13 @@ impl Life {
     }
 
     pub(super) fn delete(&self) {
-        self.ended.send_modify(|ended| *ended = Ended::Deleted(self.exit()));
+        self.ended.send_modify(|ended| {
+            if let Ended::Yes(exit) = *ended {
+                *ended = Ended::Deleted(Some(exit));
+            } else if *ended == Ended::No {
+                *ended = Ended::Deleted(None);
+            }
+        });
     }
 
     pub(super) fn exit(&self) -> Option<Exit> {
