@@ -15,7 +15,7 @@
 //! leaves directories without records, never records without directories, and
 //! [`Directories::orphans`] finds the former.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -28,6 +28,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::metastore::SyncMode;
+use crate::snapshotter::Kind;
 use crate::tree::{self, Dir};
 
 /// `<root>/snapshots`, held open.
@@ -107,12 +108,12 @@ impl Directories {
 
     /// Directories that belong to no snapshot of `ids` and to no work under
     /// way. Only while no snapshot is made or removed: the ids must be current.
-    pub(crate) fn orphans(&self, ids: &BTreeSet<u64>) -> Result<Vec<CString>> {
+    pub(crate) fn orphans(&self, ids: &BTreeMap<u64, Kind>) -> Result<Vec<CString>> {
         let mut names = self.dir.names()?;
         let mut in_use = self.lock();
         names.retain(|name| {
             let known = name.to_str().ok().and_then(|name| name.parse().ok());
-            !known.is_some_and(|id| ids.contains(&id)) && !in_use.0.contains(name)
+            !known.is_some_and(|id| ids.contains_key(&id)) && !in_use.0.contains(name)
         });
         in_use.0.extend(names.iter().cloned());
         Ok(names)

@@ -7,13 +7,14 @@
 //!
 //! The crate neither downloads nor stores layers, does not mount what it hands
 //! out (except to look into it), and knows nothing of images or namespaces.
-#![forbid(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crated-snapshot keeps Linux filesystems, on Linux");
 
 pub use crated_mount::Mount;
 
+pub use crate::aufs::AufsSnapshotter;
+pub use crate::btrfs::BtrfsSnapshotter;
 pub use crate::diff::{
     Applied, Applier, ApplyOptions, Compression, DiffOptions, Diffed, Differ, Encoder,
     RATIO_FREE_BYTES, SNIFF_BYTES, TarApplier, Target, WalkingDiffer, Whiteouts,
@@ -29,6 +30,8 @@ pub use crate::snapshotter::{
     CommitOptions, Info, KEY_LENGTH_MAX, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
 
+mod aufs;
+mod btrfs;
 mod copy;
 mod diff;
 mod directories;
@@ -37,6 +40,7 @@ mod metastore;
 mod native;
 mod overlay;
 mod snapshotter;
+mod sys;
 mod tar;
 #[cfg(feature = "testsuite")]
 pub mod testsuite;

@@ -13,7 +13,7 @@
 //! the database belongs to nobody: its snapshot was removed, or was never
 //! finished.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
@@ -323,19 +323,20 @@ impl MetaStore {
         Ok(())
     }
 
-    /// Calls `f` with the ids of all snapshots while none can be made or
-    /// removed.
+    /// Calls `f` with the ids and kinds of all snapshots while none can be
+    /// made, committed or removed.
     ///
     /// # Errors
     ///
     /// [`Error::Metadata`], and those of `f`.
-    pub fn with_ids<T>(&self, f: impl FnOnce(&BTreeSet<u64>) -> Result<T>) -> Result<T> {
+    pub fn with_ids<T>(&self, f: impl FnOnce(&BTreeMap<u64, Kind>) -> Result<T>) -> Result<T> {
         self.write(|tx| {
             let snapshots = tx.open_table(SNAPSHOTS).map_err(table)?;
-            let mut ids = BTreeSet::new();
+            let mut ids = BTreeMap::new();
             for entry in snapshots.iter().map_err(storage)? {
                 let (_, value) = entry.map_err(storage)?;
-                ids.insert(parse(value.value())?.id);
+                let record = parse(value.value())?;
+                ids.insert(record.id, record.kind.into());
             }
             f(&ids)
         })

@@ -34,6 +34,7 @@ pub(crate) struct Stat {
     pub(crate) blocks: u64,
     pub(crate) atime: (i64, u32),
     pub(crate) mtime: (i64, u32),
+    pub(crate) ctime: (i64, u32),
 }
 
 /// Deepest tree that is walked: each level holds one descriptor. Paths of real
@@ -169,6 +170,7 @@ impl From<rustix::fs::Stat> for Stat {
             blocks: stat.st_blocks as u64,
             atime: (stat.st_atime as i64, stat.st_atime_nsec as u32),
             mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+            ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u32),
         }
     }
 }

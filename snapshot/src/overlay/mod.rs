@@ -64,6 +64,10 @@ pub const UID_MAPPING_LABEL: &str = "containerd.io/snapshot/uidmapping";
 /// The label with the group ids a snapshot will be used with.
 pub const GID_MAPPING_LABEL: &str = "containerd.io/snapshot/gidmapping";
 
+/// Characters that mean something in mount options: clients take the list of
+/// lower directories apart at colons, without any escapes.
+const SEPARATORS: [char; 5] = [':', ',', '\\', '"', '\n'];
+
 impl OverlaySnapshotter {
     /// Opens or makes the snapshotter below `options.root`.
     ///
@@ -74,8 +78,34 @@ impl OverlaySnapshotter {
     /// private; [`Error::Metadata`] when another process has it open;
     /// [`Error::Io`].
     pub fn open(options: OverlayOptions) -> Result<Self> {
-        let directories = Directories::open(&options.root, options.sync)?;
+        let directories = Self::directories(&options)?;
         let features = probe::probe(&directories)?;
+        Self::assemble(options, features, directories)
+    }
+
+    /// The same directories without overlay mounts, for other unions.
+    pub(crate) fn open_unprobed(options: OverlayOptions) -> Result<Self> {
+        let directories = Self::directories(&options)?;
+        Self::assemble(options, Features::none(), directories)
+    }
+
+    fn directories(options: &OverlayOptions) -> Result<Directories> {
+        let root = options.root.to_str();
+        if root.is_none_or(|root| root.contains(SEPARATORS)) {
+            let reason = format!(
+                "{} is not text, or contains one of {SEPARATORS:?}",
+                options.root.display()
+            );
+            return Err(Error::invalid("root", reason));
+        }
+        Directories::open(&options.root, options.sync)
+    }
+
+    fn assemble(
+        options: OverlayOptions,
+        features: Features,
+        directories: Directories,
+    ) -> Result<Self> {
         let store = MetaStore::open(&options.root.join("metadata.db"), options.sync)?;
         Ok(Self { options, features, store, directories })
     }

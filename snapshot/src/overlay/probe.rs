@@ -26,6 +26,11 @@ pub(crate) struct Features {
 const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
 
 impl Features {
+    /// Those of a kernel not asked.
+    pub(crate) fn none() -> Self {
+        Self { index: false, user_xattr: false, id_mapped_mounts: false }
+    }
+
     /// Options every overlay mount gets.
     pub(crate) fn mount_options(&self) -> impl Iterator<Item = &'static str> {
         let index = self.index.then_some("index=off");

@@ -1,0 +1,100 @@
+//! The calls of btrfs: creating, copying, finding and deleting subvolumes.
+#![allow(unsafe_code, reason = "ioctls of one filesystem, which no crate wraps")]
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::io::{Errno, Result};
+use rustix::ioctl::{Opcode, Setter, Updater, ioctl, opcode};
+
+/// The argument of every call used here: 4096 bytes, fields at fixed places.
+#[repr(C, align(8))]
+struct Arguments([u8; ARGUMENTS_BYTES]);
+
+const ARGUMENTS_BYTES: usize = 4096;
+const MAGIC: u8 = 0x94;
+const DESTROY: Opcode = opcode::write::<Arguments>(MAGIC, 15);
+const LOOK_UP: Opcode = opcode::read_write::<Arguments>(MAGIC, 18);
+const SNAPSHOT: Opcode = opcode::write::<Arguments>(MAGIC, 23);
+const CREATE: Opcode = opcode::write::<Arguments>(MAGIC, 24);
+
+/// Where `btrfs_ioctl_vol_args_v2` has its flags and its name.
+const FLAGS_AT: usize = 16;
+const NAME_AT: usize = 56;
+/// Where the older `btrfs_ioctl_vol_args` has its name.
+const OLD_NAME_AT: usize = 8;
+
+/// Longest name of a subvolume.
+const NAME_BYTES_MAX: usize = 255;
+
+const READ_ONLY: u64 = 1 << 1;
+
+/// Inode number of the root directory of every subvolume.
+pub(crate) const SUBVOLUME_ROOT_INODE: u64 = 256;
+
+/// Makes an empty subvolume `name` in `dir`.
+pub(crate) fn create_subvolume(dir: impl AsFd, name: &CStr) -> Result<()> {
+    let arguments = Arguments::new().name(NAME_AT, name)?;
+    // SAFETY: CREATE takes a btrfs_ioctl_vol_args_v2, which is what Arguments
+    // lays out: size and alignment match, all of it is initialised, and the
+    // kernel only reads it.
+    unsafe { ioctl(dir, Setter::<CREATE, Arguments>::new(arguments)) }
+}
+
+/// Makes `name` in `dir` a snapshot of the subvolume `source`.
+pub(crate) fn snapshot_subvolume(
+    source: impl AsFd,
+    dir: impl AsFd,
+    name: &CStr,
+    read_only: bool,
+) -> Result<()> {
+    let flags = if read_only { READ_ONLY } else { 0 };
+    let source = i64::from(source.as_fd().as_raw_fd());
+    let arguments = Arguments::new()
+        .put(0, &source.to_ne_bytes())
+        .put(FLAGS_AT, &flags.to_ne_bytes())
+        .name(NAME_AT, name)?;
+    // SAFETY: SNAPSHOT takes a btrfs_ioctl_vol_args_v2, which is what Arguments
+    // lays out: size and alignment match, all of it is initialised, the kernel
+    // only reads it, and the descriptor in it stays open during the call.
+    unsafe { ioctl(dir, Setter::<SNAPSHOT, Arguments>::new(arguments)) }
+}
+
+/// Deletes the subvolume `name` in `dir` and all it holds.
+pub(crate) fn destroy_subvolume(dir: impl AsFd, name: &CStr) -> Result<()> {
+    let arguments = Arguments::new().name(OLD_NAME_AT, name)?;
+    // SAFETY: DESTROY takes a btrfs_ioctl_vol_args, which is what Arguments
+    // lays out: size and alignment match, all of it is initialised, and the
+    // kernel only reads it.
+    unsafe { ioctl(dir, Setter::<DESTROY, Arguments>::new(arguments)) }
+}
+
+/// The id of the subvolume that the open directory `dir` is in.
+pub(crate) fn subvolume_id(dir: impl AsFd) -> Result<u64> {
+    let mut arguments = Arguments::new().put(8, &SUBVOLUME_ROOT_INODE.to_ne_bytes());
+    // SAFETY: LOOK_UP takes a btrfs_ioctl_ino_lookup_args, which is what
+    // Arguments lays out: size and alignment match, and whatever bytes the
+    // kernel writes into it are valid for an array of bytes.
+    unsafe { ioctl(dir, Updater::<LOOK_UP, Arguments>::new(&mut arguments)) }?;
+    let mut id = [0; 8];
+    id.copy_from_slice(&arguments.0[..8]);
+    Ok(u64::from_ne_bytes(id))
+}
+
+impl Arguments {
+    fn new() -> Self {
+        Self([0; ARGUMENTS_BYTES])
+    }
+
+    fn put(mut self, at: usize, bytes: &[u8]) -> Self {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    fn name(self, at: usize, name: &CStr) -> Result<Self> {
+        match name.count_bytes() {
+            0..=NAME_BYTES_MAX => Ok(self.put(at, name.to_bytes())),
+            _ => Err(Errno::NAMETOOLONG),
+        }
+    }
+}
