@@ -114,7 +114,7 @@ mod tests {
         for _ in 0..BULK_MAX {
             let (blocking, gate) = (blocking.clone(), Arc::clone(&gate));
             held.push(tokio::spawn(async move {
-                blocking.bulk(move || drop(gate.lock().unwrap().recv())).await
+                blocking.bulk(move || gate.lock().unwrap().recv().is_err()).await
             }));
         }
 
