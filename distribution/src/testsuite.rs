@@ -3,7 +3,7 @@
 //!
 //! An implementor's test names a function that makes an empty place to push to:
 //!
-//! ```ignore
+//! ```text
 //! crated_distribution::resolver_testsuite!(empty_layout);
 //!
 //! async fn empty_layout() -> (impl Resolver, Reference, TempDir) { ... }

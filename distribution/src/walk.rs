@@ -1,8 +1,7 @@
 //! From a root to everything below it: documents, the platforms chosen, the blobs they need.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -215,9 +214,13 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<()> {
     let nodes = walk(&*fetcher, root, options).await?;
+    let mut keys = HashMap::new();
     for node in &nodes {
-        let parents: Vec<String> = node.parent.iter().map(ToString::to_string).collect();
-        progress.add(&reference_key(&node.descriptor), &parents, node.descriptor.size_bytes);
+        let key = reference_key(&node.descriptor);
+        let parent = node.parent.as_ref().and_then(|parent| keys.get(parent));
+        let parents: Vec<String> = parent.into_iter().cloned().collect();
+        progress.add(&key, &parents, node.descriptor.size_bytes);
+        keys.insert(node.descriptor.digest.clone(), key);
     }
     for node in nodes.iter().rev() {
         let key = reference_key(&node.descriptor);

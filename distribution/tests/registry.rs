@@ -3,8 +3,7 @@
 mod support;
 
 use crated_distribution::{
-    Credential, Error, Fetcher as _, Hosts, Pushed, RegistryOptions, Resolver as _, Static,
-    Verifier,
+    Credential, Error, Hosts, Pushed, RegistryOptions, Resolver as _, Static, Verifier,
 };
 use support::token_server::{Behaviour, TokenServer};
 use support::{Certificates, Image, REGISTRY, Registry, noise, resolver};
@@ -279,4 +278,84 @@ async fn case_18_a_token_that_expired_is_replaced_without_anyone_noticing() {
     let body = fetcher.fetch(layer, 0).await.unwrap();
     assert_eq!(Verifier::new(body, layer).unwrap().collect(1 << 20).await.unwrap(), *bytes);
     assert!(server.requests().len() >= 3);
+}
+
+#[tokio::test]
+async fn case_30_certificates_for_other_names_are_refused_and_ours_is_shown_when_configured() {
+    require!(REGISTRY);
+    require!("openssl");
+    let certificates = Certificates::new();
+    certificates.issue("other", "subjectAltName=DNS:other.example", "30");
+    certificates.issue("client", "extendedKeyUsage=clientAuth", "30");
+    let http = |name: &str| {
+        format!(
+            "tls:\n  certificate: {}\n  key: {}\n  clientcas:\n    - {}",
+            certificates.path(&format!("{name}.pem")).display(),
+            certificates.path(&format!("{name}.key")).display(),
+            certificates.path("ca.pem").display()
+        )
+    };
+    let wrong = Registry::start_with(TempDir::new().unwrap(), &http("other"), "");
+    let mut options = RegistryOptions::new();
+    options.ca_pem.push(certificates.read("ca.pem"));
+    let trusting = resolver(options);
+    let error = trusting.resolve(&wrong.reference("a/b:c")).await.unwrap_err().to_string();
+    let wanted = "tls: failed to verify certificate: x509: certificate is not valid for";
+    assert!(error.contains(wanted), "{error}");
+
+    let registry = Registry::start_with(TempDir::new().unwrap(), &http("server"), "");
+    let reference = registry.reference("team/app:v1");
+    let error = trusting.resolve(&reference).await.unwrap_err().to_string();
+    assert!(error.contains("tls"), "{error}");
+    for docker_style in [true, false] {
+        let dir = TempDir::new().unwrap();
+        let host = dir.path().join(registry.host());
+        std::fs::create_dir(&host).unwrap();
+        let name = |toml: &str, docker: &str| if docker_style { docker } else { toml }.to_owned();
+        for (from, to) in [
+            ("ca.pem", name("ca.pem", "ca.crt")),
+            ("client.pem", name("us.pem", "client.cert")),
+            ("client.key", name("us.key", "client.key")),
+        ] {
+            std::fs::copy(certificates.path(from), host.join(to)).unwrap();
+        }
+        if !docker_style {
+            let toml = format!(
+                "server = \"https://{}\"\nca = \"ca.pem\"\nclient = [[\"us.pem\", \"us.key\"]]\n",
+                registry.host()
+            );
+            std::fs::write(host.join("hosts.toml"), toml).unwrap();
+        }
+        let hosts = Hosts::directory(dir.path());
+        let resolver = resolver(RegistryOptions::new().with_hosts(hosts));
+        let image = Image::new(30 + u64::from(docker_style), &[1000]);
+        image.push(&*resolver.pusher(&reference).await.unwrap()).await;
+        image.assert_pulls(&resolver, &reference).await;
+    }
+}
+
+#[tokio::test]
+async fn tags_and_repositories_are_listed_and_manifests_deleted() {
+    require!(REGISTRY);
+    let registry = Registry::start();
+    let resolver = resolver(RegistryOptions::new().with_hosts(Hosts::plain_http()));
+    let image = Image::new(40, &[100]);
+    for name in ["team/one:a", "team/one:b", "team/two:a"] {
+        let reference = registry.reference(name);
+        image.push(&*resolver.pusher(&reference).await.unwrap()).await;
+    }
+    let one = registry.reference("team/one:a");
+    let mut tags = resolver.tags(&one).await.unwrap();
+    tags.sort();
+    assert_eq!(tags, ["a", "b"]);
+    let repositories = resolver.repositories(&registry.host()).await.unwrap();
+    assert_eq!(repositories, ["team/one", "team/two"]);
+    let pinned = one.with_digest(image.root.digest.clone());
+    resolver.delete(&pinned).await.unwrap();
+    assert!(resolver.resolve(&one).await.unwrap_err().is_not_found());
+    assert!(resolver.delete(&pinned).await.unwrap_err().is_not_found());
+    assert!(resolver.tags(&registry.reference("no/such")).await.unwrap_err().is_not_found());
+    // This registry has no interface for referrers, and nothing under the tag either.
+    let found = resolver.referrers(&one, &image.root.digest, &[]).await.unwrap();
+    assert_eq!(found, []);
 }

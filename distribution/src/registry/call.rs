@@ -98,7 +98,7 @@ impl Caller {
                 Err(failure) => failure,
             };
             let repeat = match failure.kind {
-                FailureKind::NotTls | FailureKind::Broken if self.endpoint.fall_back() => {
+                FailureKind::NotTls if self.endpoint.fall_back() => {
                     tracing::debug!(host = self.endpoint.host(), "no https, using http");
                     continue;
                 }

@@ -280,3 +280,33 @@ const IDLE_CONNECTIONS_MAX: usize = 10;
 const HEADERS_MAX: usize = 100;
 /// Bytes of all headers of one answer over HTTP/2.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn case_13_strangers_do_not_send_us_to_this_machine() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let timeouts = Timeouts::default();
+        let transport = Transport::new(&TlsOptions::default(), false, &timeouts).unwrap();
+        for host in ["127.0.0.1", "[::1]", "localhost", "169.254.169.254", "2130706433", "0"] {
+            let url = Url::parse(&format!("http://{host}:{port}/")).unwrap();
+            let request = Request::get(url.as_str()).body(empty()).unwrap();
+            let failure = transport
+                .send(&url, request, Trust::Foreign, &Activity::new())
+                .await
+                .expect_err("must not be sent");
+            assert_eq!(failure.kind, FailureKind::Refusal, "{host}: {}", failure.error);
+        }
+        // The second lock, behind names that only DNS knows to be local.
+        let mut lookup = Lookup { guarded: true };
+        let name: Name = "localhost".parse().unwrap();
+        let refused = tower::Service::call(&mut lookup, name.clone()).await.unwrap_err();
+        let kind = explain(&refused, "localhost").0;
+        assert_eq!(kind, FailureKind::Refusal, "{refused}");
+        lookup.guarded = false;
+        assert!(tower::Service::call(&mut lookup, name).await.unwrap().count() > 0);
+    }
+}
