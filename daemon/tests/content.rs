@@ -4,9 +4,9 @@ mod common;
 
 use common::{Fixture, in_namespace, labels, mask, with_lease};
 use crated_api::services::content::v1::{
-    AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest,
-    ListStatusesRequest, ReadContentRequest, StatusRequest, UpdateRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    AbortRequest, DeleteContentRequest, Info, InfoRequest, ListContentRequest, ListStatusesRequest,
+    ReadContentRequest, StatusRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
 };
 use crated_api::services::leases::v1::leases_client::LeasesClient;
 use crated_api::services::leases::v1::{CreateRequest, ListResourcesRequest};
@@ -30,10 +30,7 @@ impl Write {
         Self { messages, answers }
     }
 
-    async fn send(
-        &mut self,
-        message: WriteContentRequest,
-    ) -> Result<WriteContentResponse, Status> {
+    async fn send(&mut self, message: WriteContentRequest) -> Result<WriteContentResponse, Status> {
         // A stream that ended already takes no more messages; its answer tells why.
         let _ = self.messages.send(message).await;
         self.answers.message().await.map(|answer| answer.expect("one answer per message"))
@@ -110,7 +107,9 @@ async fn large_blobs_come_in_chunks_in_order() {
     let data: Vec<u8> = (0..5_000_001_u32).map(|n| (n % 251) as u8).collect();
     let digest = daemon.store("n", &data).await;
     assert!(read(&daemon, &digest, 0, 0).await.unwrap() == data);
-    assert!(read(&daemon, &digest, 1_000_000, 3_000_000).await.unwrap() == data[1_000_000..4_000_000]);
+    assert!(
+        read(&daemon, &digest, 1_000_000, 3_000_000).await.unwrap() == data[1_000_000..4_000_000]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +288,10 @@ async fn labels_merge_by_key_and_are_replaced_as_a_whole() {
         in_namespace("n", UpdateRequest { info: Some(info), update_mask: mask(paths) })
     };
     let updated = daemon.content().update(update(&[("a", "1"), ("b", "2")], &["labels"])).await;
-    assert_eq!(updated.unwrap().into_inner().info.unwrap().labels, labels(&[("a", "1"), ("b", "2")]));
+    assert_eq!(
+        updated.unwrap().into_inner().info.unwrap().labels,
+        labels(&[("a", "1"), ("b", "2")])
+    );
     let key = "labels.containerd.io/gc.ref.content.0";
     let pairs = [("containerd.io/gc.ref.content.0", "sha256:x"), ("ignored", "y")];
     daemon.content().update(update(&pairs, &[key, "labels.b"])).await.unwrap();

@@ -191,8 +191,7 @@ async fn malformed_events_and_filters_are_refused() {
         let request = ForwardRequest { envelope: Some(broken.clone()) };
         let error = events.forward(request).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-        let mut shim =
-            Client::connect(daemon.directory.path().join("c.sock.ttrpc")).await.unwrap();
+        let mut shim = Client::connect(daemon.directory.path().join("c.sock.ttrpc")).await.unwrap();
         let error = forward(&mut shim, broken).await.unwrap_err();
         assert_eq!(error.class().code(), 3, "{error}");
     }

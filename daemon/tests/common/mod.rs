@@ -1,5 +1,5 @@
 //! A daemon in this process, on directories of its own, and a client of it.
-#![allow(dead_code, reason = "every test uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "every test uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
