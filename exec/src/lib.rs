@@ -16,6 +16,8 @@ pub mod runtime;
 pub mod shim;
 pub mod spec;
 pub mod sys;
+#[cfg(feature = "testsuite")]
+pub mod testsuite;
 pub mod ttrpc;
 
 pub use bundle::Bundle;
