@@ -45,13 +45,16 @@ pub fn topic(topic: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks the size of each label.
+/// Checks that each label has a key and is not too long.
 ///
 /// # Errors
 ///
 /// [`Error::InvalidArgument`] naming the label.
 pub fn labels(labels: &Labels) -> Result<()> {
     for (key, value) in labels {
+        if key.is_empty() {
+            return Err(Error::invalid("label", "key must not be empty"));
+        }
         if key.len() + value.len() > LABEL_LEN_MAX {
             let what = format!("label {:?}", shorten(key));
             let reason = format!("key and value are longer than {LABEL_LEN_MAX} bytes together");

@@ -49,7 +49,7 @@ impl NamespacedStore {
         let held = self.db().inner().holders.share(Held::Ingest(backend.clone()));
         let source = match stored {
             Some((digest, size_bytes)) if shared => Source::Shared { digest, size_bytes },
-            _ => Source::Own(self.open_backend(&backend, ingest.total)?),
+            _ => Source::Own(self.open_backend(&backend, ingest.total, ingest.expected.clone())?),
         };
         let (reference, expected) = (ingest.reference.clone(), ingest.expected.clone());
         let total = ingest.total;
@@ -59,18 +59,25 @@ impl NamespacedStore {
         Ok(writer)
     }
 
-    /// Opens the ingest of the store below. The digest expected is kept from it: it would refuse
-    /// what it has already, although this namespace has not.
+    /// Opens the ingest of the store below. A digest that is stored there already is kept from
+    /// it: it would refuse what it has, although this namespace has not.
     pub(super) fn open_backend(
         &self,
         backend: &str,
         total: Option<u64>,
+        expected: Option<Digest>,
     ) -> Result<Box<dyn crated_content::Writer>> {
-        let ingest = Ingest { reference: backend.to_owned(), total, expected: None };
-        self.backend().writer(&ingest).map_err(|error| match error {
-            crated_content::Error::Locked { since, .. } => {
+        use crated_content::Error as Content;
+        let mut ingest = Ingest { reference: backend.to_owned(), total, expected };
+        let mut opened = self.backend().writer(&ingest);
+        if matches!(opened, Err(Content::AlreadyExists(_))) {
+            ingest.expected = None;
+            opened = self.backend().writer(&ingest);
+        }
+        opened.map_err(|error| match error {
+            Content::Locked { since, .. } => {
                 let reference = client_reference(backend).to_owned();
-                crated_content::Error::Locked { reference, since }.into()
+                Content::Locked { reference, since }.into()
             }
             other => other.into(),
         })

@@ -245,7 +245,7 @@ fn into_content(error: Error) -> crated_content::Error {
         },
         Error::NotFound { object: Object::Ingest, id } => Content::IngestNotFound(id),
         Error::InvalidArgument { what, reason } => Content::InvalidArgument {
-            what: "content request",
+            what: if what.starts_with("label") { "label" } else { "content request" },
             reason: format!("{what}: {reason}"),
         },
         other => Content::Io {

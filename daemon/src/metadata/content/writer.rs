@@ -64,7 +64,7 @@ impl NamespacedWriter {
     fn own(&mut self, keep: bool) -> Result<&mut Box<dyn Writer>> {
         if let Source::Shared { digest, .. } = &self.source {
             let digest = digest.clone();
-            let mut writer = self.store.open_backend(&self.names.backend, self.total)?;
+            let mut writer = self.store.open_backend(&self.names.backend, None, None)?;
             writer.truncate()?;
             if keep {
                 let blob = self.store.backend().reader(&digest)?;
