@@ -1,9 +1,14 @@
 use crate::error::{Error, Result};
 use crate::store::{LABEL_LEN_MAX, REFERENCE_LEN_MAX};
-use crate::{Commit, Digest, Labels};
+use crate::{Commit, Digest, Ingest, Labels};
 
-/// Refuses references no store accepts.
-pub(crate) fn reference(reference: &str) -> Result<()> {
+/// Refuses ingests no store accepts.
+pub(crate) fn ingest(ingest: &Ingest) -> Result<()> {
+    let reference = &ingest.reference;
+    if let Some(total) = ingest.total.filter(|total| i64::try_from(*total).is_err()) {
+        let reason = format!("{total} bytes are more than a file can have");
+        return Err(Error::InvalidArgument { what: "total", reason });
+    }
     let reason = if reference.is_empty() {
         "is empty".to_owned()
     } else if reference.len() > REFERENCE_LEN_MAX {

@@ -130,7 +130,7 @@ impl Provider for MemoryStore {
 
 impl Ingester for MemoryStore {
     fn writer(&self, ingest: &Ingest) -> Result<Box<dyn Writer>> {
-        check::reference(&ingest.reference)?;
+        check::ingest(ingest)?;
         if let Some(expected) = &ingest.expected
             && self.state().blobs.contains_key(expected)
         {

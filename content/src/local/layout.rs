@@ -1,8 +1,9 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, Stat};
 
@@ -42,10 +43,14 @@ pub enum OmittedSync {
 
 impl Layout {
     pub(crate) fn open(path: &Path, omitted: Option<OmittedSync>) -> Result<Self> {
-        match std::fs::create_dir_all(path) {
-            // Reported with its reason when opened below.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(fail("create", path))?,
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(fail("create", parent))?;
+        }
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(fail("create", path)(error));
+            }
+            _ => {}
         }
         let root = Dir::open(path)?;
         ensure_private(&root, path)?;
@@ -183,7 +188,15 @@ fn lock(root: &Dir, path: &Path) -> Result<File> {
     let failed = || root.fail("open", "lock");
     let flags = OFlags::RDWR | OFlags::CREATE;
     let mut file = root.open_file("lock", flags, 0o600).map_err(failed())?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    for _ in 0..LOCK_RETRIES {
+        if locked != Err(rustix::io::Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(LOCK_RETRY_INTERVAL);
+        locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
@@ -209,3 +222,8 @@ fn position(algorithm: Algorithm) -> usize {
     let position = Algorithm::ALL.iter().position(|known| *known == algorithm);
     position.expect("every algorithm is listed")
 }
+
+/// A holder that has just gone may have forked a child that keeps a copy of its descriptors until
+/// it executes another program.
+const LOCK_RETRIES: u32 = 20;
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);

@@ -25,10 +25,16 @@
 //! acknowledged is there. Labels are durable when the call returns. A deletion is not: after a
 //! power cut the blob may be back, possibly without its labels.
 //!
-//! An unfinished ingest whose process was killed resumes at most 8 MiB before the last byte
-//! taken. After a power cut at most the last 64 MiB are gone, and what resumes was on the disk; an
-//! ingest still shorter than that may be gone altogether. Up to 64 KiB are kept in memory until
-//! the writer is dropped, and go with a killed process.
+//! An unfinished ingest is durable when its writer is dropped. If the process is killed instead,
+//! the next resumes at most 8 MiB before the last byte taken; after a power cut, or when the
+//! filesystem was mounted anew in between, at most the last 64 MiB are gone, and an ingest still
+//! shorter than that altogether. What resumes is a prefix of what was written, never anything
+//! else. Up to 64 KiB are kept in memory until the writer is dropped and go with a killed process.
+//!
+//! # Page cache
+//!
+//! Blobs that took the direct way are not in the page cache: whoever needs the bytes at once
+//! should take them while they pass, as an unpacker beside the ingest does.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -334,13 +340,15 @@ impl Provider for LocalStore {
 
 impl Ingester for LocalStore {
     fn writer(&self, ingest: &Ingest) -> Result<Box<dyn Writer>> {
-        check::reference(&ingest.reference)?;
+        check::ingest(ingest)?;
         let inner = &self.inner;
         if let Some(expected) = &ingest.expected
             // While somebody publishes it, it may be visible and not yet durable.
             && !inner.busy.is_held(expected)
         {
             match inner.layout.stat_blob(expected) {
+                // One of another length is damaged, and replaced by the commit.
+                Ok(stat) if ingest.total.is_some_and(|total| total != stat.st_size as u64) => {}
                 Ok(_) => return Err(Error::AlreadyExists(expected.clone())),
                 Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
                 Err(error) => return Err(error),

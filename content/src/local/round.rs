@@ -74,20 +74,39 @@ impl Rounds {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            queue.led = true;
             let count = queue.waiting.len().min(ROUND_BLOBS_MAX);
             let batch: Vec<(u64, Job)> = queue.waiting.drain(..count).collect();
+            if batch.is_empty() {
+                // Neither waiting nor done: it was lost with a leader that panicked.
+                let reason = "an earlier commit panicked".to_owned();
+                return Err(Failure::Publish(Error::Unavailable { reason }));
+            }
+            queue.led = true;
             drop(queue);
-            let outcomes = run(layout, batch);
+            let mut lead = Lead { rounds: self, outcomes: Vec::new() };
+            lead.outcomes = run(layout, batch);
+            drop(lead);
             queue = self.lock();
-            queue.done.extend(outcomes);
-            queue.led = false;
-            self.changed.notify_all();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leadership of one round, given up however the round ends.
+struct Lead<'a> {
+    rounds: &'a Rounds,
+    outcomes: Vec<Outcome>,
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.rounds.lock();
+        queue.done.extend(self.outcomes.drain(..));
+        queue.led = false;
+        self.rounds.changed.notify_all();
     }
 }
 

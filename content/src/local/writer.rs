@@ -80,6 +80,9 @@ struct Spilled {
     /// Where the next hash state is kept, in bytes from the start.
     next_checkpoint: u64,
     dir_is_synced: bool,
+    /// Where this writer began, when everything before is known to be synced; a value no offset
+    /// has otherwise.
+    synced: u64,
 }
 
 impl LocalWriter {
@@ -369,8 +372,16 @@ impl LocalWriter {
         }
         let dir = Arc::clone(&spilled.dir);
         spilled.sink.settle().map_err(dir.fail("write", "data"))?;
+        if self.hasher.size_bytes() == spilled.synced {
+            let closed = Checkpoint::of(&self.hasher, true, self.store.epoch);
+            spilled.slots.write(closed, false).map_err(dir.fail("write", "checkpoint"))?;
+            return Ok(());
+        }
+        if let Err(error) = spilled.sync(&self.store) {
+            return Err(self.lose(dir.fail("sync", "data")(error)));
+        }
         let closed = Checkpoint::of(&self.hasher, true, self.store.epoch);
-        spilled.slots.write(closed, false).map_err(dir.fail("write", "checkpoint"))?;
+        spilled.slots.write(closed, true).map_err(dir.fail("write", "checkpoint"))?;
         let updated_at = timestamp::format(self.live.lock().status.updated_at);
         dir.write_small("updatedat", updated_at.as_bytes())
             .map_err(dir.fail("write", "updatedat"))?;
@@ -412,7 +423,11 @@ fn resume(
         resumed.length_is_progress = sink.length_is_progress();
         slots.write(resumed, false).map_err(dir.fail("write", "checkpoint"))?;
     }
-    Ok((Spilled::new(Arc::new(dir), sink, slots, offset), hasher))
+    let mut spilled = Spilled::new(Arc::new(dir), sink, slots, offset);
+    if record.checkpoint.as_ref().is_some_and(|saved| saved.synced && saved.offset == offset) {
+        spilled.synced = offset;
+    }
+    Ok((spilled, hasher))
 }
 
 /// Feeds `hasher` from where it stands up to `end`.
@@ -430,7 +445,8 @@ fn hash_file(file: &std::fs::File, hasher: &mut Hasher, end: u64) -> io::Result<
 impl Spilled {
     fn new(dir: Arc<Dir>, sink: Sink, slots: Slots, offset: u64) -> Self {
         let next_checkpoint = (offset / CHECKPOINT_SIZE_BYTES + 1) * CHECKPOINT_SIZE_BYTES;
-        Self { dir, sink, slots, pending: None, next_checkpoint, dir_is_synced: false }
+        let (pending, dir_is_synced, synced) = (None, false, u64::MAX);
+        Self { dir, sink, slots, pending, next_checkpoint, dir_is_synced, synced }
     }
 
     /// Writes the pending checkpoint once every byte it covers is in the file.
@@ -442,13 +458,19 @@ impl Spilled {
         let Some(checkpoint) = self.pending.take() else { return Ok(()) };
         let synced = checkpoint.offset % SYNCED_CHECKPOINT_SIZE_BYTES == 0;
         if synced {
-            store.layout.sync_file(self.sink.file())?;
-            if !self.dir_is_synced {
-                ingest::sync(&store.layout.ingest, &self.dir)?;
-                self.dir_is_synced = true;
-            }
+            self.sync(store)?;
         }
         self.slots.write(checkpoint, synced)
+    }
+
+    /// Makes what is in the file survive a power cut, and the way to it.
+    fn sync(&mut self, store: &Inner) -> io::Result<()> {
+        store.layout.sync_file(self.sink.file())?;
+        if !self.dir_is_synced {
+            ingest::sync(&store.layout.ingest, &self.dir)?;
+            self.dir_is_synced = true;
+        }
+        Ok(())
     }
 }
 
@@ -496,6 +518,7 @@ impl Writer for LocalWriter {
                     return Err(spilled.dir.fail("truncate", "data")(error));
                 }
                 (spilled.pending, spilled.next_checkpoint) = (None, CHECKPOINT_SIZE_BYTES);
+                spilled.synced = u64::MAX;
             }
             Body::Gone => {}
         }

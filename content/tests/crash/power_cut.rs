@@ -13,7 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crated_content::local::{Builder, OmittedSync};
@@ -45,7 +45,7 @@ fn the_test_notices_when_the_directory_is_not_synced() {
 
 fn survive(filesystem: &'static Filesystem) {
     let Some(bench) = Bench::new(filesystem) else { return };
-    let cuts = scale("CRATED_POWER_CUTS", 20);
+    let cuts = scale("CRATED_POWER_CUTS", 30);
     let outcome = bench.run(LocalStore::builder(), cuts);
     let summary = outcome.unwrap_or_else(|violation| panic!("{violation}"));
     eprintln!("{}: {summary}", filesystem.name);
@@ -121,26 +121,26 @@ impl Bench {
     fn run(&self, builder: Builder, cuts: usize) -> Result<String, String> {
         let store = builder.open(self.disk.at.join("store")).unwrap();
         let acknowledged = Mutex::new(BTreeSet::new());
-        let stop = AtomicBool::new(false);
+        let phase = Phase::default();
         let mut random = Random::from_clock();
         let seeds: Vec<u64> = (0..3).map(|_| random.next()).collect();
         let mut summary = Summary::default();
         std::thread::scope(|scope| {
             for (thread, seed) in seeds.into_iter().enumerate() {
-                let (store, acknowledged, stop) = (&store, &acknowledged, &stop);
-                scope.spawn(move || churn(store, thread, seed, acknowledged, stop));
+                let (store, acknowledged, phase) = (&store, &acknowledged, &phase);
+                scope.spawn(move || churn(store, thread, seed, acknowledged, phase));
             }
-            let (store, stop) = (&store, &stop);
-            scope.spawn(move || grow(store, stop));
+            let (store, phase) = (&store, &phase);
+            scope.spawn(move || grow(store, phase));
             let mut outcome = Ok(());
             for _ in 0..cuts {
                 std::thread::sleep(Duration::from_micros(random.below(40_000)));
-                outcome = self.cut(&acknowledged, &mut summary);
+                outcome = self.cut(phase, &acknowledged, &mut summary);
                 if outcome.is_err() {
                     break;
                 }
             }
-            stop.store(true, Ordering::Relaxed);
+            phase.set(STOPPED);
             outcome
         })?;
         Ok(format!(
@@ -151,6 +151,7 @@ impl Bench {
 
     fn cut(
         &self,
+        phase: &Phase,
         acknowledged: &Mutex<BTreeSet<Digest>>,
         summary: &mut Summary,
     ) -> Result<(), String> {
@@ -160,6 +161,7 @@ impl Bench {
         let clone = File::create(&image).unwrap();
         rustix::fs::ioctl_ficlone(&clone, &disk).unwrap();
         drop(clone);
+        phase.set(PAUSED);
         // What is about to be deleted leaves the set first, so both together are what must exist.
         let after = acknowledged.lock().unwrap().clone();
         let required: BTreeSet<_> = before.intersection(&after).cloned().collect();
@@ -176,6 +178,7 @@ impl Bench {
         }
         drop(cut);
         std::fs::remove_file(&image).unwrap();
+        phase.set(RUNNING);
         Ok(())
     }
 }
@@ -186,21 +189,49 @@ struct Summary {
     resumed_at: usize,
 }
 
+/// Whether the store is to work. It pauses, wherever it is, while the clone is looked at: two
+/// processors cannot do both quickly.
+#[derive(Default)]
+struct Phase(AtomicU8);
+
+const RUNNING: u8 = 0;
+const PAUSED: u8 = 1;
+const STOPPED: u8 = 2;
+
+impl Phase {
+    fn set(&self, phase: u8) {
+        self.0.store(phase, Ordering::Relaxed);
+    }
+
+    fn goes_on(&self) -> bool {
+        loop {
+            match self.0.load(Ordering::Relaxed) {
+                RUNNING => return true,
+                STOPPED => return false,
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+}
+
 /// Stores blobs and deletes the older ones.
 fn churn(
     store: &LocalStore,
     thread: usize,
     seed: u64,
     acknowledged: &Mutex<BTreeSet<Digest>>,
-    stop: &AtomicBool,
+    phase: &Phase,
 ) {
     const KEPT: usize = 12;
     let mut random = Random::new(seed);
     let mut kept = VecDeque::new();
-    while !stop.load(Ordering::Relaxed) {
+    while phase.goes_on() {
         let bytes = bytes(random.next(), random.size_bytes());
         let mut writer = store.writer(&Ingest::new(format!("blob {thread}"))).unwrap();
         for piece in bytes.chunks(100_000) {
+            if !phase.goes_on() {
+                return;
+            }
             writer.write_all(piece).unwrap();
         }
         let info = writer.commit(&Commit::expecting(Digest::of(&bytes))).unwrap();
@@ -215,8 +246,8 @@ fn churn(
 }
 
 /// Writes one long ingest over and over, through several writers each time.
-fn grow(store: &LocalStore, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
+fn grow(store: &LocalStore, phase: &Phase) {
+    while phase.goes_on() {
         let mut writer = store.writer(&Ingest::new("endless")).unwrap();
         let mut offset = writer.status().offset as usize;
         if offset >= ENDLESS_SIZE_BYTES {
@@ -224,7 +255,7 @@ fn grow(store: &LocalStore, stop: &AtomicBool) {
             offset = 0;
         }
         for _ in 0..60 {
-            if stop.load(Ordering::Relaxed) {
+            if !phase.goes_on() {
                 return;
             }
             let piece = bytes_from(ENDLESS_SEED, offset, 500_001);
