@@ -260,6 +260,7 @@ fn device_of(root: &Path) -> Result<String> {
     let statfs = rustix::fs::statfs(root).map_err(|e| Error::io("stat filesystem", root, e))?;
     let unsupported =
         |reason: &str| Error::Unsupported { reason: format!("{} {reason}", root.display()) };
+    #[allow(clippy::useless_conversion, reason = "the field's type differs between architectures")]
     if i64::from(statfs.f_type) != BTRFS_MAGIC {
         return Err(unsupported("is not on btrfs"));
     }

@@ -5,8 +5,40 @@
 //! byte stream of a layer into such a tip; a [`Differ`] turns the difference
 //! of two filesystems back into a stream.
 //!
-//! The crate neither downloads nor stores layers, does not mount what it hands
-//! out (except to look into it), and knows nothing of images or namespaces.
+//! | Snapshotter | Keeps a layer as | Needs |
+//! |---|---|---|
+//! | [`OverlaySnapshotter`] | a directory, stacked by overlayfs | overlayfs |
+//! | [`BtrfsSnapshotter`] | a subvolume | a root on btrfs |
+//! | [`NativeSnapshotter`] | a full copy | nothing |
+//! | [`AufsSnapshotter`] | a directory, stacked by aufs | a kernel with aufs |
+//!
+//! Layers come from people nobody trusts. [`TarApplier`] resolves every path
+//! beneath a directory held open, changes only files it holds open, limits
+//! every length, and refuses what readers in use disagree about.
+//!
+//! The crate neither fetches nor stores layers, attaches no mounts except to
+//! look into them, and knows nothing of images or namespaces. Everything
+//! blocks: callers with a runtime bring their own threads.
+//!
+//! ```no_run
+//! use crated_snapshot::{
+//!     Applier, ApplyOptions, CommitOptions, Key, Labels, Name, OverlayOptions,
+//!     OverlaySnapshotter, Snapshotter, TarApplier,
+//! };
+//!
+//! let root = "/var/lib/example/overlay".into();
+//! let snapshots = OverlaySnapshotter::open(OverlayOptions { root, ..Default::default() })?;
+//! let key = Key::new("unpacking")?;
+//! let mounts = snapshots.prepare(&key, None, &Labels::new())?;
+//! let mut layer: &[u8] = &[0; 1024];
+//! let applied = TarApplier::default().apply(&mut layer, &mounts, &ApplyOptions::default())?;
+//! snapshots.commit(&Name::new(applied.diff_id)?, &key, &CommitOptions::default())?;
+//! # Ok::<(), crated_snapshot::Error>(())
+//! ```
+//!
+//! # Features
+//!
+//! - `testsuite`: the promises of the traits as functions, for implementors.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crated-snapshot keeps Linux filesystems, on Linux");
@@ -29,6 +61,8 @@ pub use crate::overlay::{
 pub use crate::snapshotter::{
     CommitOptions, Info, KEY_LENGTH_MAX, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
+
+pub use crate::tree::remove_tree;
 
 mod aufs;
 mod btrfs;

@@ -207,6 +207,29 @@ pub(crate) fn timespec((seconds, nanoseconds): (i64, u32)) -> Timespec {
     Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ }
 }
 
+/// Deletes what is at `path`, and all below it if it is a directory. Nothing
+/// there is fine.
+///
+/// Works from descriptors: links are deleted and not followed, whoever renames
+/// things meanwhile, and at any depth.
+///
+/// # Errors
+///
+/// [`Error::Io`], also at the first mount point inside, whose content stays.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::invalid("path", format!("{} has no name", path.display())));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let name =
+        CString::new(name.as_bytes()).map_err(|_| Error::invalid("path", "zero byte in it"))?;
+    let dir = match Dir::open(parent) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        dir => dir?,
+    };
+    remove(dir.as_fd(), &name).map_err(|e| Error::io("remove", path, e))
+}
+
 /// Deletes the entry `name` of `dir` and all below it. A missing one is fine.
 ///
 /// Stays on the entry's filesystem: a mount point inside is an error and keeps

@@ -2,6 +2,7 @@
 //! committed snapshots are whole, and whose space comes back.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,6 +16,9 @@ use crated_snapshot::{
 
 /// Files per layer; a whole layer has all of them with full content.
 const FILES: usize = 40;
+
+/// What the victim says after each commit.
+const COMMITTED: &str = "layer is committed";
 
 fn layer() -> Vec<u8> {
     let data = vec![b'x'; 3000];
@@ -38,6 +42,8 @@ fn victim() {
         let options = ApplyOptions::default();
         TarApplier::default().apply(&mut &layer[..], &mounts, &options).unwrap();
         s.commit(&name, &key, &CommitOptions::default()).unwrap();
+        // The harness may have begun the line.
+        std::io::stdout().write_all(format!("{COMMITTED}\n").as_bytes()).unwrap();
         if round % 3 == 2 {
             s.remove(&format!("l{}", round - 1)).unwrap();
             s.cleanup().unwrap();
@@ -57,10 +63,14 @@ fn a_killed_process_leaves_whole_snapshots_or_none() {
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--nocapture"])
             .env("CRATED_SNAPSHOT_CRASH_ROOT", &root)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(60 + round * 17));
+        let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let commits = lines.filter(|line| line.as_ref().unwrap().ends_with(COMMITTED));
+        assert_eq!(commits.take(2 + round as usize).count(), 2 + round as usize);
+        // Somewhere in the next round, elsewhere each time.
+        std::thread::sleep(Duration::from_micros(700 * round));
         victim.kill().unwrap();
         victim.wait().unwrap();
 

@@ -1,6 +1,7 @@
 //! Promises of [`Differ`].
 #![allow(missing_docs, reason = "each promise is its name")]
 #![allow(clippy::missing_panics_doc, reason = "a broken promise panics")]
+#![allow(clippy::disallowed_methods, reason = "what a container does is what is tested")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

@@ -147,3 +147,20 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let length = (rest + 1..).find(|n| rest + n.to_string().len() == *n).unwrap_or(rest);
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
+
+/// The names of a tar's entries with the sizes of the files they make, as the
+/// applier reads them, without making any.
+///
+/// # Errors
+///
+/// Those of the applier.
+pub fn list_layer(bytes: &[u8]) -> crate::error::Result<Vec<(Vec<u8>, u64)>> {
+    let mut bytes = bytes;
+    let mut tar = crate::tar::TarReader::new(crate::tar::Stream::new(&mut bytes, u64::MAX));
+    let mut list = Vec::new();
+    while let Some(entry) = tar.next_entry()? {
+        list.push((entry.path, entry.size));
+    }
+    tar.finish()?;
+    Ok(list)
+}

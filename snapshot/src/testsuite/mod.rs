@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, Result};
 use crate::snapshotter::Snapshotter;
 
-pub use self::layer::{Item, LayerBuilder, header, seal};
+pub use self::layer::{Item, LayerBuilder, header, list_layer, seal};
 
 pub mod apply;
 pub mod diff;
@@ -111,13 +111,8 @@ impl TestDir {
 
 impl Drop for TestDir {
     fn drop(&mut self) {
-        let name = self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let (Ok(dir), Ok(name)) =
-            (crate::tree::Dir::open(&std::env::temp_dir()), std::ffi::CString::new(name))
-        {
-            // Stops at mount points: a leaked mount keeps its content.
-            let _ = crate::tree::remove(std::os::fd::AsFd::as_fd(&dir), &name);
-        }
+        // Stops at mount points: a leaked mount keeps its content.
+        let _ = crate::tree::remove_tree(&self.0);
     }
 }
 
