@@ -798,3 +798,35 @@ fn case_52_a_failed_application_leaves_no_thread_behind() {
     refuses(site.apply_compressed(&bad, &ApplyOptions::default()), "escape");
     assert!(started.elapsed() < std::time::Duration::from_secs(1));
 }
+
+#[test]
+fn case_50_a_full_filesystem_is_an_error_and_trying_again_works() {
+    let site = site!();
+    let small = Mount {
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        target: String::new(),
+        options: vec!["size=1m".into(), "nr_inodes=50".into()],
+    };
+    let mounted = crated_mount::TempMount::attach(&[small], &site.root().join("mounts")).unwrap();
+    let root = mounted.path().join("snapshot");
+    let apply = |layer: LayerBuilder| {
+        fs::create_dir(&root).unwrap();
+        let layer = layer.finish();
+        let target = Target::directory(&root).unwrap();
+        let result = apply_tar(&mut &layer[..], &target, &ApplyOptions::default());
+        crated_snapshot::remove_tree(&root).unwrap();
+        result
+    };
+    let full = |result: Result<Applied>| {
+        let storage_full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull;
+        assert!(
+            matches!(&result, Err(Error::Io { source, .. }) if storage_full(source)),
+            "{result:?}"
+        );
+    };
+    full(apply(LayerBuilder::new().file("large", &vec![1; 2 << 20])));
+    full(apply((0..60).fold(LayerBuilder::new(), |layer, at| layer.dir(&format!("d{at}")))));
+    apply(LayerBuilder::new().file("fits", &[1; 1000])).unwrap();
+    mounted.close().unwrap();
+}

@@ -247,6 +247,59 @@ proptest! {
         prop_assert_eq!(diff(&bind(&a), &b, Compression::None), vec![0; 1024]);
     }
 
+    /// Case 53: layers unpacked side by side, each alone and without knowing
+    /// what is below it, stack up to what unpacking them in turn gives.
+    #[test]
+    fn layers_unpacked_in_parallel_stack_up_to_the_same_tree(
+        states in prop::collection::vec(prop::collection::vec(object(), 0..15), 2..6),
+    ) {
+        prop_assume!(may_run(is_root(), "needs root"));
+        let temp = TestDir::new();
+        let trees: Vec<PathBuf> =
+            (0..states.len()).map(|at| dir(&temp, &format!("tree{at}"))).collect();
+        for (tree, objects) in trees.iter().zip(&states) {
+            build(tree, objects);
+        }
+        let layers: Vec<Vec<u8>> = (0..trees.len())
+            .map(|at| {
+                let lower = if at == 0 { Vec::new() } else { bind(&trees[at - 1]) };
+                diff(&lower, &trees[at], Compression::Gzip)
+            })
+            .collect();
+
+        let options = ApplyOptions::default();
+        let in_turn = dir(&temp, "in-turn");
+        for layer in &layers {
+            TarApplier::default().apply(&mut &layer[..], &bind(&in_turn), &options).unwrap();
+        }
+        let alone: Vec<PathBuf> =
+            (0..layers.len()).map(|at| dir(&temp, &format!("alone{at}"))).collect();
+        std::thread::scope(|scope| {
+            for (layer, upper) in layers.iter().zip(&alone) {
+                let options = &options;
+                scope.spawn(move || {
+                    let target = Target::overlay(upper, &[], false).unwrap();
+                    let mut tar = flate2::read::MultiGzDecoder::new(&layer[..]);
+                    apply_tar(&mut tar, &target, options).unwrap();
+                });
+            }
+        });
+        let lowers: Vec<String> =
+            alone.iter().rev().map(|path| path.display().to_string()).collect();
+        let overlay = [Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec![format!("lowerdir={}", lowers.join(":"))],
+        }];
+        let at = dir(&temp, "mnt");
+        let merged = crated_mount::TempMount::attach(&overlay, &at).unwrap();
+        let seen = describe(merged.path());
+        merged.close().unwrap();
+        prop_assert_eq!(&seen, &describe(&in_turn));
+        prop_assert_eq!(&seen, &describe(trees.last().unwrap()));
+    }
+
     #[test]
     fn other_readers_see_the_same_layer(
         objects in prop::collection::vec(object(), 1..30),

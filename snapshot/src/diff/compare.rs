@@ -41,9 +41,9 @@ impl WalkingDiffer {
 }
 
 impl Default for WalkingDiffer {
-    /// With a temporary root of its own in the system's temporary directory.
+    /// With `/run/crated-snapshot` as its temporary root.
     fn default() -> Self {
-        Self::new(crate::diff::default_temp_root())
+        Self::new(crate::diff::DEFAULT_TEMP_ROOT)
     }
 }
 

@@ -145,10 +145,9 @@ pub fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
     }
 }
 
-/// Where temporary mounts go unless told otherwise.
-fn default_temp_root() -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("crated-snapshot-{}", std::process::id()))
-}
+/// Where temporary mounts go unless told otherwise: only root can write there,
+/// and nothing of it survives a boot.
+const DEFAULT_TEMP_ROOT: &str = "/run/crated-snapshot";
 
 /// `sha256:<hex>`.
 pub(crate) fn digest_string(hash: &[u8]) -> String {

@@ -67,9 +67,9 @@ impl TarApplier {
 }
 
 impl Default for TarApplier {
-    /// With a temporary root of its own in the system's temporary directory.
+    /// With `/run/crated-snapshot` as its temporary root.
     fn default() -> Self {
-        Self::new(crate::diff::default_temp_root())
+        Self::new(crate::diff::DEFAULT_TEMP_ROOT)
     }
 }
 
