@@ -250,16 +250,20 @@ async fn open_sink(target: &Target) -> Result<Sink> {
         let file = fs::OpenOptions::new().append(true).custom_flags(flags).open(path);
         return Ok(Sink::File(Arc::new(file.map_err(|e| Error::io("open", path, e))?)));
     }
-    await_reader(path).await?;
+    let first = await_reader(path).await?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fifo = open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path, e))?;
+    // Closed only now: a reader that saw the FIFO without any writer would take
+    // that for the end of the output.
+    drop(first);
     let fifo = watch_write(fifo).map_err(|e| Error::io("watch", path, e))?;
     Ok(Sink::Pipe(Arc::new(fifo)))
 }
 
 /// Waits for the client to open its end, but not forever: both ends are held
 /// afterwards, and what nobody reads then fills the pipe and stops the writer.
-async fn await_reader(path: &Path) -> Result<()> {
+/// Returns the descriptor that met the reader.
+async fn await_reader(path: &Path) -> Result<Option<OwnedFd>> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let until = tokio::time::Instant::now() + READER_DEADLINE;
     loop {
@@ -267,7 +271,8 @@ async fn await_reader(path: &Path) -> Result<()> {
             Err(Errno::NXIO) if tokio::time::Instant::now() < until => {
                 tokio::time::sleep(READER_PAUSE).await;
             }
-            Ok(_) | Err(Errno::NXIO) => return Ok(()),
+            Ok(fifo) => return Ok(Some(fifo)),
+            Err(Errno::NXIO) => return Ok(None),
             Err(e) => return Err(Error::io("open", path, e)),
         }
     }
