@@ -54,6 +54,7 @@ impl Default for DocumentLimits {
 }
 
 /// A manifest or an index.
+#[allow(clippy::large_enum_variant, reason = "one exists per document, never a list of them")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// One image or artifact.

@@ -150,10 +150,10 @@ impl State {
                 scopes.extend(self.further.get(context.scopes).into_iter().flatten().cloned());
                 let key = scopes.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
                 let now = Instant::now();
-                if let Some(token) = self.tokens.get(&key) {
-                    if token.expires.is_none_or(|expires| expires > now) {
-                        return bearer(&token.secret);
-                    }
+                if let Some(token) = self.tokens.get(&key)
+                    && token.expires.is_none_or(|expires| expires > now)
+                {
+                    return bearer(&token.secret);
                 }
                 let request = TokenRequest {
                     realm,

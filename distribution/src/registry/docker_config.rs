@@ -70,10 +70,10 @@ impl DockerConfig {
         if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
             return self.ask(helper, server, host);
         }
-        if let Some(store) = config.creds_store.filter(|store| !store.is_empty()) {
-            if let Some(found) = self.ask(&store, server, host)? {
-                return Ok(Some(found));
-            }
+        if let Some(store) = config.creds_store.filter(|store| !store.is_empty())
+            && let Some(found) = self.ask(&store, server, host)?
+        {
+            return Ok(Some(found));
         }
         let stored = serde_json::json!({ "auths": config.auths }).to_string();
         let found = [server, host].into_iter().find_map(|name| {

@@ -53,6 +53,9 @@ pub(crate) fn explain(error: &(dyn StdError + 'static), authority: &str) -> (Fai
             if hyper.is_incomplete_message() {
                 return (FailureKind::Broken, "unexpected EOF".into());
             }
+            if (hyper.is_closed() || hyper.is_canceled()) && hyper.source().is_none() {
+                return (FailureKind::Broken, CLOSED.into());
+            }
         }
         next = error.source();
     }
@@ -61,6 +64,10 @@ pub(crate) fn explain(error: &(dyn StdError + 'static), authority: &str) -> (Fai
             FailureKind::Other,
             format!("dial tcp: lookup {authority}: no such host ({last})"),
         );
+    }
+    // HTTP/2 keeps only the text of what broke its connection.
+    if let Some(alert) = last.strip_prefix("received fatal alert: ") {
+        return (FailureKind::Tls, format!("remote error: tls: {alert}"));
     }
     (FailureKind::Broken, last)
 }
@@ -113,6 +120,9 @@ fn explain_tls(error: &rustls::Error, authority: &str) -> (FailureKind, String) 
         other => (FailureKind::Tls, format!("tls: handshake failed: {other}")),
     }
 }
+
+/// What is said of a connection that ended before the answer began.
+pub(crate) const CLOSED: &str = "connection closed before an answer came";
 
 /// A name that leads to an address untrusted answers may not send us to.
 #[derive(Debug, thiserror::Error)]

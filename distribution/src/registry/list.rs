@@ -206,10 +206,10 @@ impl Repository {
         if Origin::of(&url) != caller.endpoint.origin() {
             return Err(refuse("next page is on another host"));
         }
-        if let Some(host) = caller.endpoint.mirror_of() {
-            if !url.query_pairs().any(|(name, _)| name == "ns") {
-                url.query_pairs_mut().append_pair("ns", host);
-            }
+        if let Some(host) = caller.endpoint.mirror_of()
+            && !url.query_pairs().any(|(name, _)| name == "ns")
+        {
+            url.query_pairs_mut().append_pair("ns", host);
         }
         Ok(Some(url))
     }

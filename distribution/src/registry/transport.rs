@@ -20,7 +20,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use url::Url;
 
-use super::failure::{FailureKind, Guarded, explain};
+use super::failure::{CLOSED, FailureKind, Guarded, explain};
 use super::options::Timeouts;
 use super::origin::{is_local, names_local, shown};
 use super::tls::TlsOptions;
@@ -126,7 +126,11 @@ impl Transport {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => {
                     let authority = super::origin::Origin::of(url).authority();
-                    let (kind, reason) = explain(&error, &authority);
+                    let (kind, mut reason) = explain(&error, &authority);
+                    if url.scheme() == "https" && reason == CLOSED {
+                        // With TLS 1.3 the refusal comes after the handshake, and is lost.
+                        reason.push_str(", as servers do that want another client certificate");
+                    }
                     return Err(fail(kind, reason));
                 }
                 Err(_) if activity.idle() < limit => {}

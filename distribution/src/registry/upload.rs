@@ -167,12 +167,11 @@ impl<'u> Upload<'u> {
         };
         let mut url =
             follow(&answer.url, location).map_err(|reason| refuse(&answer.url, reason))?;
-        if Origin::of(&url) == self.caller.endpoint.origin() {
-            if let Some(host) = self.caller.endpoint.mirror_of() {
-                if !url.query_pairs().any(|(name, _)| name == "ns") {
-                    url.query_pairs_mut().append_pair("ns", host);
-                }
-            }
+        if Origin::of(&url) == self.caller.endpoint.origin()
+            && let Some(host) = self.caller.endpoint.mirror_of()
+            && !url.query_pairs().any(|(name, _)| name == "ns")
+        {
+            url.query_pairs_mut().append_pair("ns", host);
         }
         self.location = url;
         Ok(())

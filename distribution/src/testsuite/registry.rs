@@ -318,10 +318,10 @@ fn uploads(state: &mut State, asked: &Asked<'_>, body: &Bytes) -> Answer {
         *answer.status_mut() = StatusCode::NO_CONTENT;
         return answer;
     }
-    if let Some(range) = &asked.content_range {
-        if !range.starts_with(&format!("{}-", bytes.len())) {
-            return refuse(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID");
-        }
+    if let Some(range) = &asked.content_range
+        && !range.starts_with(&format!("{}-", bytes.len()))
+    {
+        return refuse(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID");
     }
     bytes.extend_from_slice(body);
     if asked.method == Method::PATCH {

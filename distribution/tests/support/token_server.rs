@@ -108,10 +108,10 @@ async fn answer(
     let scopes = all("scope").join(" ");
     seen.lock().unwrap().push(format!("{method} {scopes}"));
     let status = |code: u16| Response::builder().status(code).body(Full::default()).unwrap();
-    if method == "POST" {
-        if let Some(code) = behaviour.post_status {
-            return status(code);
-        }
+    if method == "POST"
+        && let Some(code) = behaviour.post_status
+    {
+        return status(code);
     }
     let allowed = match (&behaviour.login, &behaviour.refresh) {
         (None, None) => true,
