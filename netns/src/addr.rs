@@ -54,7 +54,7 @@ impl Prefix {
     }
 
     /// The length in bits.
-    pub fn len(self) -> u8 {
+    pub fn bits(self) -> u8 {
         self.len
     }
 
@@ -183,10 +183,9 @@ impl Addr {
         if self.label.as_ref().is_some_and(|l| l.is_empty() || l.len() > 15 || ip.is_ipv6()) {
             return Err(Error::value("label", "1 to 15 bytes, IPv4 only"));
         }
-        if let (Some(preferred), Some(valid)) = (self.preferred_for, self.valid_for) {
-            if preferred > valid {
-                return Err(Error::value("address", "preferred for longer than valid"));
-            }
+        let longer = |valid| self.preferred_for.is_some_and(|preferred| preferred > valid);
+        if self.valid_for.is_some_and(longer) {
+            return Err(Error::value("address", "preferred for longer than valid"));
         }
         Ok(())
     }
@@ -255,7 +254,7 @@ impl Addr {
                 AddressAttribute::Label(text) => label = Some(text.clone()),
                 AddressAttribute::Flags(bits) => flags = *bits,
                 AddressAttribute::Protocol(number) => protocol = u8::from(*number),
-                AddressAttribute::CacheInfo(info) => lifetimes = Some(info.clone()),
+                AddressAttribute::CacheInfo(info) => lifetimes = Some(*info),
                 _ => {}
             }
         }

@@ -237,12 +237,7 @@ fn raw_value(raw: &DefaultNla) -> Vec<u8> {
 }
 
 fn header(ifindex: u32, handle: TcHandle, parent: TcHandle, info: u32) -> TcHeader {
-    let mut header = TcHeader::default();
-    header.index = ifindex as i32;
-    header.handle = handle;
-    header.parent = parent;
-    header.info = info;
-    header
+    TcHeader { index: ifindex as i32, handle, parent, info, ..TcHeader::default() }
 }
 
 fn message(header: TcHeader, kind: &str, options: Option<Vec<u8>>) -> TcMessage {

@@ -216,6 +216,7 @@ impl Step {
         }
         let (object, link) = (self.object.clone(), self.subject == Subject::Link);
         let errno = kernel.errno;
+        let answer = kernel.clone();
         let kernel = Some(kernel);
         match errno {
             libc::EPERM | libc::EACCES => {
@@ -258,7 +259,7 @@ impl Step {
                 kernel,
             },
             libc::EAGAIN | libc::ETIMEDOUT => Error::TimedOut { step },
-            _ => Error::Kernel { step, kernel: kernel.unwrap_or(KernelError::new(errno)) },
+            _ => Error::Kernel { step, kernel: answer },
         }
     }
 

@@ -95,3 +95,8 @@ pub use sysctl::SysctlKey;
 /// The protocol number that addresses, routes and rules made here carry, so
 /// that they can be told from those of the kernel and of other programs.
 pub const OWN_PROTOCOL: u8 = 201;
+
+/// The examples of the README are compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

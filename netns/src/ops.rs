@@ -204,7 +204,7 @@ impl Netns {
     }
 
     fn perform(&self, op: Op) -> Result<()> {
-        Plan::new().step(self, op).execute().map(drop).map_err(|failed| failed.error)
+        Plan::new().step(self, op).execute().map(drop).map_err(|failed| *failed.error)
     }
 
     fn read<T: Send + 'static>(

@@ -72,7 +72,7 @@ pub struct PlanError {
     /// Place of the failed step, from 0.
     pub step: usize,
     /// Why it failed.
-    pub error: Error,
+    pub error: Box<Error>,
     /// How many of the steps before it were taken back.
     pub undone: usize,
     /// Steps that could not be taken back, and why.
@@ -125,7 +125,8 @@ impl Plan {
     /// [`PlanError`] with the step that failed; the steps before it are taken
     /// back, last first. A crash half-way leaves what was done until then.
     pub fn execute(self) -> Result<Applied, PlanError> {
-        let early = |error| PlanError { step: 0, error, undone: 0, left_over: Vec::new() };
+        let early =
+            |error| PlanError { step: 0, error: Box::new(error), undone: 0, left_over: Vec::new() };
         let Some((first, _)) = self.steps.first() else { return Ok(Applied { steps: 0 }) };
         let inner = std::sync::Arc::clone(&first.inner);
         if let Err((step, error)) = self.check() {
@@ -177,7 +178,12 @@ fn run(session: &mut Session<'_>, steps: &[(Netns, Op)]) -> Result<Applied, Plan
         match perform(session, &netns.at, op) {
             Ok(reverse) => undo.extend(reverse.map(|(at, op)| (place, at, op))),
             Err(error) => {
-                let mut failed = PlanError { step: place, error, undone: 0, left_over: Vec::new() };
+                let mut failed = PlanError {
+                    step: place,
+                    error: Box::new(error),
+                    undone: 0,
+                    left_over: Vec::new(),
+                };
                 for (step, at, op) in undo.into_iter().rev() {
                     match perform(session, &at, &op) {
                         Ok(_) => failed.undone += 1,

@@ -191,7 +191,7 @@ impl Route {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
         header.address_family = family(self.dst.ip());
-        header.destination_prefix_length = self.dst.len();
+        header.destination_prefix_length = self.dst.bits();
         header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
         header.protocol = RouteProtocol::from(self.protocol);
         header.kind = RouteType::from(u8::from(self.kind));

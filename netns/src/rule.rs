@@ -53,11 +53,11 @@ impl Rule {
         list.push(RuleAttribute::Protocol(OWN_PROTOCOL.into()));
         list.extend(self.priority.map(RuleAttribute::Priority));
         if let Some(from) = self.from {
-            message.header.src_len = from.len();
+            message.header.src_len = from.bits();
             list.push(RuleAttribute::Source(from.ip()));
         }
         if let Some(to) = self.to {
-            message.header.dst_len = to.len();
+            message.header.dst_len = to.bits();
             list.push(RuleAttribute::Destination(to.ip()));
         }
         list.extend(self.iif.as_ref().map(|n| RuleAttribute::Iifname(n.to_string())));

@@ -201,19 +201,15 @@ fn masters_that_take_no_ports_and_ports_that_fit_no_master() {
         assert_is!(with_text(error, "bridge"), Error::Refused { .. });
         assert!(a.link(&ifname("br1")).is_err());
         // One device cannot be both a port and a macvlan's parent.
-        let mut plan = Plan::new();
-        for i in 0..511 {
-            let mut peer = PeerSpec::here(ifname(&format!("p{i}"))).master(ifname("br0"));
-            peer.settings.up = false;
-            let spec = LinkSpec::new(ifname(&format!("q{i}")), LinkKind::Veth { peer });
-            plan = plan.create_link(&a, spec.master(ifname("br0")));
-        }
-        plan.execute().unwrap();
-        a.create_link(&veth("last0", "last1").master(ifname("br0"))).unwrap();
-        let error = a.create_link(&veth("more0", "more1").master(ifname("br0"))).unwrap_err();
-        assert_is!(error, Error::Limit { .. });
-        assert!(a.link(&ifname("more0")).is_err());
-        a.delete(&DeleteOpts { wait: std::time::Duration::from_secs(30), force: false }).unwrap();
+        let port = LinkChange { master: Some(Some(ifname("br0"))), ..LinkChange::default() };
+        a.change_link(&ifname("x0"), &port).unwrap();
+        let over = |parent: &str| {
+            let parent = Parent::here(ifname(parent));
+            LinkSpec::new(ifname("mv0"), LinkKind::Macvlan { parent, mode: MacvlanMode::Bridge })
+        };
+        assert_is!(a.create_link(&over("x0")).unwrap_err(), Error::Busy { .. });
+        a.create_link(&over("x1")).unwrap();
+        assert_is!(a.change_link(&ifname("x1"), &port).unwrap_err(), Error::Busy { .. });
     });
 }
 

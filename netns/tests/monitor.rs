@@ -96,11 +96,12 @@ fn events_of_many_namespaces_carry_their_names() {
         }
         let mut left = names.len();
         until(&mut monitor, |event| {
-            if let EventKind::LinkNew(link) = &event.kind {
-                if link.ifname.as_str() != "lo" {
+            match &event.kind {
+                EventKind::LinkNew(link) if link.ifname.as_str() != "lo" => {
                     assert_eq!(event.origin, Origin::Pinned(ns(link.ifname.as_str())));
                     left -= 1;
                 }
+                _ => {}
             }
             left == 0
         });

@@ -122,7 +122,7 @@ fn failure_at_any_step_leaves_the_state_before_the_plan() {
             let plan = plan.change_link(&a, missing, LinkChange::default());
             let failed = plan.execute().unwrap_err();
             assert_eq!(failed.step, failing, "{failed}");
-            assert!(matches!(failed.error, Error::NotFound { .. }), "{failed}");
+            assert!(matches!(*failed.error, Error::NotFound { .. }), "{failed}");
             assert_eq!(failed.undone, failing, "{failed}");
             assert!(failed.left_over.is_empty(), "{failed}");
             assert_eq!((state(&h), state(&a)), before, "failing at {failing}");
@@ -138,7 +138,7 @@ fn removal_of_a_link_must_come_last() {
         let plan = Plan::new().delete_link(&h, ifname("br0")).create_link(&h, bridge("br1"));
         let failed = plan.execute().unwrap_err();
         assert_eq!(failed.step, 1);
-        assert!(matches!(failed.error, Error::InvalidValue { field: "plan", .. }));
+        assert!(matches!(*failed.error, Error::InvalidValue { field: "plan", .. }));
         assert!(h.link(&ifname("br0")).is_ok());
         let plan = Plan::new().create_link(&h, bridge("br1")).delete_link(&h, ifname("br0"));
         plan.execute().unwrap();

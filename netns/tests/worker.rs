@@ -1,6 +1,8 @@
 //! The threads that hop, and what they must never leave behind. One test at a
 //! time looks at the whole process, hence a binary of its own.
 
+#![allow(clippy::print_stdout, reason = "the victim tells its parent that it began")]
+
 mod common;
 
 use std::collections::BTreeSet;

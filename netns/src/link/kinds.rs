@@ -321,11 +321,10 @@ impl VxlanOpts {
         if self.port == 0 {
             return Err(Error::value("vxlan port", "0"));
         }
-        let mixed = |a: IpAddr, b: IpAddr| a.is_ipv4() != b.is_ipv4();
-        if let (Some(local), Some(remote)) = (self.local, self.remote) {
-            if mixed(local, remote) {
-                return Err(Error::value("vxlan remote", "another family than local"));
-            }
+        let mixed =
+            |remote: IpAddr| self.local.is_some_and(|local| local.is_ipv4() != remote.is_ipv4());
+        if self.remote.is_some_and(mixed) {
+            return Err(Error::value("vxlan remote", "another family than local"));
         }
         let group = self.remote.is_some_and(|remote| remote.is_multicast());
         if group && self.dev.is_none() {

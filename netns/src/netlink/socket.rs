@@ -93,11 +93,10 @@ impl Socket {
             while missing > 0 {
                 self.receive(&step, |sequence, body, _| {
                     let place = sequence.wrapping_sub(first) as usize;
-                    if let (Body::Ack(outcome), Some(answer)) = (body, answers.get_mut(place)) {
-                        if answer.is_none() {
-                            *answer = Some(outcome);
-                            missing -= 1;
-                        }
+                    let Body::Ack(outcome) = body else { return Ok(()) };
+                    if let Some(answer @ None) = answers.get_mut(place) {
+                        *answer = Some(outcome);
+                        missing -= 1;
                     }
                     Ok(())
                 })?;

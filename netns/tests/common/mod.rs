@@ -1,6 +1,7 @@
 //! A host of one's own for each test: a thread in a network and a mount
 //! namespace that nobody else sees.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 #![allow(unsafe_code, reason = "a test thread leaves the process's namespaces for good")]
 
 use std::path::{Path, PathBuf};
