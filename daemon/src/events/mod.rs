@@ -50,3 +50,6 @@ impl Adaptor for Envelope {
 pub fn zero_time() -> SystemTime {
     UNIX_EPOCH - Duration::from_secs(62_135_596_800)
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,38 +152,49 @@ fn transact(
 ) -> Result<()> {
     seats.extend(jobs.iter().map(|job| job.seat.clone()));
     lock(&inner.barrier).batch.clear();
-    let transaction = inner
-        .database
-        .begin_write()
-        .map_err(|error| storage("beginning a transaction on", &inner.path, error.into()))?;
-    let mut changed = false;
-    {
-        let mut tables = Tables::open(&transaction, &inner.path)?;
-        for job in jobs {
-            let mut tx = WriteTx::new(&tables);
-            let kept = (job.run)(&mut tx);
-            let (staged, effect) = tx.finish();
-            if !kept || staged.is_empty() {
-                continue;
-            }
-            changed = true;
-            tables.apply(staged)?;
-            let mut barrier = lock(&inner.barrier);
-            if let Some(log) = &mut barrier.log {
-                log.extend(effect.touched.iter().cloned());
-            }
-            barrier.batch.extend(effect.touched.iter().cloned());
-            drop(barrier);
-            effects.push(effect);
+    inner.engine.write(|database| {
+        let path = &inner.engine.path;
+        let transaction = database
+            .begin_write()
+            .map_err(|error| storage("beginning a transaction on", path, error.into()))?;
+        let changed = run_jobs(inner, &transaction, jobs, effects)?;
+        if !changed {
+            let aborted = transaction.abort();
+            return aborted.map_err(|error| storage("leaving", path, error.into()));
         }
+        transaction.commit().map_err(|error| storage("committing to", path, error.into()))?;
+        inner.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    })
+}
+
+/// Runs the operations one after the other; tells whether any of them changed something.
+fn run_jobs(
+    inner: &Inner,
+    transaction: &redb::WriteTransaction,
+    jobs: Vec<Job>,
+    effects: &mut Vec<Effects>,
+) -> Result<bool> {
+    let mut changed = false;
+    let mut tables = Tables::open(transaction, &inner.engine.path)?;
+    for job in jobs {
+        let mut tx = WriteTx::new(&tables);
+        let kept = (job.run)(&mut tx);
+        let (staged, effect) = tx.finish();
+        if !kept || staged.is_empty() {
+            continue;
+        }
+        changed = true;
+        tables.apply(staged)?;
+        let mut barrier = lock(&inner.barrier);
+        if let Some(log) = &mut barrier.log {
+            log.extend(effect.touched.iter().cloned());
+        }
+        barrier.batch.extend(effect.touched.iter().cloned());
+        drop(barrier);
+        effects.push(effect);
     }
-    if !changed {
-        let aborted = transaction.abort();
-        return aborted.map_err(|error| storage("leaving", &inner.path, error.into()));
-    }
-    transaction.commit().map_err(|error| storage("committing to", &inner.path, error.into()))?;
-    inner.commits.fetch_add(1, Ordering::Relaxed);
-    Ok(())
+    Ok(changed)
 }
 
 impl Seat {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::batch::Batches;
+use super::engine::Engine;
 use super::events::{Event, EventSink};
 use super::gc::{Dirty, Node};
 use super::holders::Holders;
@@ -24,8 +25,7 @@ pub struct Db {
 }
 
 pub(super) struct Inner {
-    pub(super) database: redb::Database,
-    pub(super) path: Arc<Path>,
+    pub(super) engine: Engine,
     pub(super) batches: Batches,
     pub(super) holders: Holders,
     pub(super) barrier: Mutex<Barrier>,
@@ -33,6 +33,8 @@ pub(super) struct Inner {
     /// A reference was removed since the last collection.
     pub(super) reference_removed: AtomicBool,
     pub(super) commits: AtomicU64,
+    /// Held for the length of a collection.
+    pub(super) collecting: Mutex<()>,
     sink: Arc<dyn EventSink>,
     observer: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
 }
@@ -61,14 +63,14 @@ impl Db {
         let (database, path) = migrate::open(root)?;
         Ok(Self {
             inner: Arc::new(Inner {
-                database,
-                path,
+                engine: Engine::new(database, path),
                 batches: Batches::default(),
                 holders: Holders::default(),
                 barrier: Mutex::default(),
                 dirty: Mutex::new(Dirty::default()),
                 reference_removed: AtomicBool::new(false),
                 commits: AtomicU64::new(0),
+                collecting: Mutex::default(),
                 sink,
                 observer: OnceLock::new(),
             }),
@@ -106,7 +108,7 @@ impl Db {
 
     /// A view of the last commit.
     pub(super) fn read(&self) -> Result<ReadTx> {
-        ReadTx::begin(&self.inner.database, &self.inner.path)
+        ReadTx::begin(&self.inner.engine)
     }
 
     /// Runs `operation` in a transaction, alone or together with others, and returns when that is

@@ -74,7 +74,8 @@ pub enum Error {
     #[error(transparent)]
     Snapshot(crated_snapshot::Error),
     /// The database cannot be used and was left untouched. Restore `path` from a backup, or move
-    /// it away to start with an empty one.
+    /// it away to start with an empty one; nothing refers to stored content and snapshots then,
+    /// and they are collected.
     #[error("metadata database {} refused: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
     /// Another process holds the database.

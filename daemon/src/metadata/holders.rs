@@ -35,6 +35,9 @@ pub(super) enum Object {
     /// A client's name of a snapshot: namespace, snapshotter, key. Keeps two operations on one
     /// name apart while the backend works.
     Name(String, String, String),
+    /// A snapshot by the same three, which an operation builds on. Only ever shared: it keeps the
+    /// collector from removing the record, and nobody from anything else.
+    Parent(String, String, String),
 }
 
 #[derive(Default)]
@@ -83,13 +86,14 @@ impl Holders {
 }
 
 impl Holders {
-    /// The names of snapshots that operations are working on: namespace, snapshotter, key.
+    /// The snapshots that operations work on or build on: namespace, snapshotter, key.
     pub(super) fn names(&self) -> Vec<(String, String, String)> {
         let holds = lock(&self.table.holds);
         holds
             .keys()
             .filter_map(|object| match object {
-                Object::Name(namespace, snapshotter, key) => {
+                Object::Name(namespace, snapshotter, key)
+                | Object::Parent(namespace, snapshotter, key) => {
                     Some((namespace.clone(), snapshotter.clone(), key.clone()))
                 }
                 _ => None,

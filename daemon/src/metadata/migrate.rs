@@ -1,6 +1,6 @@
 //! Opening the database: creating it, refusing what cannot be read, moving old layouts forward.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use redb::{Database, DatabaseError, ReadableTable, StorageError};
 
 use super::batch::panic_text;
+use super::engine::Reserved;
 use super::schema::{Table, VERSION, VERSION_KEY};
 use super::txn::storage;
 use super::{Error, Result};
@@ -24,16 +25,7 @@ pub(super) fn open(root: &Path) -> Result<(Database, Arc<Path>)> {
     let path: Arc<Path> = directory.join(FILE).into();
     let fresh = prepare_file(&path)?;
 
-    // On a file altered behind its back the engine may panic instead of returning.
-    let database = catch_unwind(AssertUnwindSafe(|| {
-        redb::Builder::new()
-            .set_cache_size(CACHE_SIZE_BYTES)
-            .set_check_integrity_on_open(!fresh)
-            .create(&path)
-    }))
-    .map_err(|panic| damaged(&path, panic_text(panic.as_ref())))?
-    .map_err(|error| refuse(&path, error))?;
-
+    let database = open_file(&path, !fresh)?;
     catch_unwind(AssertUnwindSafe(|| upgrade(&database, &path)))
         .map_err(|panic| damaged(&path, panic_text(panic.as_ref())))??;
     if fresh {
@@ -42,17 +34,35 @@ pub(super) fn open(root: &Path) -> Result<(Database, Arc<Path>)> {
     Ok((database, path))
 }
 
-/// Creates the file readable by its owner only; tells whether it is new.
-fn prepare_file(path: &Path) -> Result<bool> {
-    let file = OpenOptions::new()
+/// Opens the file, verifying every page if `verify`.
+pub(super) fn open_file(path: &Path, verify: bool) -> Result<Database> {
+    let file = file(path, false)?;
+    // On a file altered behind its back the engine may panic instead of returning.
+    catch_unwind(AssertUnwindSafe(|| {
+        redb::Builder::new()
+            .set_cache_size(CACHE_SIZE_BYTES)
+            .set_check_integrity_on_open(verify)
+            .create_with_backend(Reserved::new(file)?)
+    }))
+    .map_err(|panic| damaged(path, panic_text(panic.as_ref())))?
+    .map_err(|error| refuse(path, error))
+}
+
+fn file(path: &Path, create: bool) -> Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(create)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
-        .map_err(|source| io("opening", path, source))?;
+        .map_err(|source| io("opening", path, source))
+}
+
+/// Creates the file readable by its owner only; tells whether it is new.
+fn prepare_file(path: &Path) -> Result<bool> {
+    let file = file(path, true)?;
     let metadata = file.metadata().map_err(|source| io("examining", path, source))?;
     if !metadata.is_file() {
         return Err(damaged(path, "not a regular file".to_owned()));
@@ -137,7 +147,7 @@ fn refuse(path: &Path, error: DatabaseError) -> Error {
 }
 
 fn sync_directory(directory: &Path) -> Result<()> {
-    std::fs::File::open(directory)
+    File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| io("syncing", directory, source))
 }

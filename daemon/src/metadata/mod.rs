@@ -31,6 +31,7 @@ mod batch;
 mod containers;
 pub mod content;
 mod db;
+mod engine;
 mod error;
 mod events;
 pub mod gc;

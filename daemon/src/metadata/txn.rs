@@ -7,6 +7,7 @@ use std::path::Path;
 
 use redb::{ReadOnlyTable, ReadableTable};
 
+use super::engine::Engine;
 use super::events::Event;
 use super::gc::Node;
 use super::schema::Table;
@@ -47,16 +48,15 @@ pub(super) struct ReadTx {
 }
 
 impl ReadTx {
-    pub(super) fn begin(database: &redb::Database, path: &std::sync::Arc<Path>) -> Result<Self> {
-        use redb::ReadableDatabase;
-        let failed = |error| storage("reading", path, error);
-        let transaction = database.begin_read().map_err(|error| failed(error.into()))?;
+    pub(super) fn begin(engine: &Engine) -> Result<Self> {
+        let transaction = engine.begin_read()?;
+        let path = engine.path.clone();
         let tables = Table::ALL
             .into_iter()
             .map(|table| transaction.open_table(table.definition()))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| failed(error.into()))?;
-        Ok(Self { tables, path: path.clone() })
+            .map_err(|error| storage("reading", &path, error.into()))?;
+        Ok(Self { tables, path })
     }
 
     /// The next entries whose keys start with `prefix`, behind the key `after`; empty at the end.

@@ -1,7 +1,6 @@
 //! One collection, start to end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::graph::{Graph, Moment};
@@ -19,7 +18,6 @@ pub struct Collector {
     db: Db,
     content: Option<Content>,
     snapshots: Vec<Snapshots>,
-    running: Mutex<()>,
 }
 
 impl Collector {
@@ -31,10 +29,11 @@ impl Collector {
             dirty.content = content.is_some();
             dirty.snapshotters.extend(snapshots.iter().map(|it| it.name().to_owned()));
         }
-        Self { db: db.clone(), content, snapshots, running: Mutex::default() }
+        Self { db: db.clone(), content, snapshots }
     }
 
-    /// Collects once, stores below included, and says what was done. Collections never overlap.
+    /// Collects once, stores below included, and says what was done. Collections of one database
+    /// never overlap.
     ///
     /// Active snapshots younger than `spare` are left alone even when nothing refers to them: a
     /// client may be about to create the container that will.
@@ -44,7 +43,7 @@ impl Collector {
     /// [`Error::Storage`] when nothing was removed; [`Error::Collection`] when a store below
     /// failed, naming each one that did. What was left is tried again next time.
     pub fn collect(&self, spare: Option<Duration>) -> Result<Report> {
-        let _running = lock(&self.running);
+        let _alone = lock(&self.db.inner().collecting);
         let started = Instant::now();
         let mut report = Report::default();
         self.collect_records(spare, &mut report)?;

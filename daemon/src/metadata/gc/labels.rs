@@ -70,7 +70,7 @@ pub fn expires(labels: &Labels) -> Option<SystemTime> {
     let text = labels.get(LABEL_EXPIRE)?;
     let time = parse_time(text);
     if time.is_none() {
-        tracing::warn!(value = text, "malformed {LABEL_EXPIRE} label, treated as never");
+        tracing::debug!(value = text, "malformed {LABEL_EXPIRE} label, treated as never");
     }
     time
 }

@@ -23,6 +23,7 @@ impl NamespacedSnapshotter {
             (None, Some(parent)) => Some(parent.as_str()),
             (own, _) => own.as_deref(),
         };
+        let _parent_record = parent.map(|parent| self.hold_parent(parent));
         let demanded = match &options.parent {
             Some(parent) => Some(Name::new(self.load(parent.as_str())?.backend)?),
             None => None,

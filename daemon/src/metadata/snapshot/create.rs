@@ -50,7 +50,8 @@ impl NamespacedSnapshotter {
             self.refuse_taken(taken)?;
         }
         // The parent is held as found, then looked at again: it may be on its way out.
-        let parent_held = match parent {
+        let _parent_record = parent.map(|parent| self.hold_parent(parent.as_str()));
+        let _parent_below = match parent {
             Some(parent) => Some(self.hold(&self.load(parent.as_str())?.backend)),
             None => None,
         };
@@ -59,7 +60,7 @@ impl NamespacedSnapshotter {
             None => None,
         };
         let draft = Draft { kind, slot: self.slot(key), parent, labels };
-        let result = match self.make(&draft)? {
+        match self.make(&draft)? {
             Made::Mounts { backend, number, mounts, held } => {
                 let recorded = self.record(&draft, backend, number);
                 drop(held);
@@ -72,9 +73,7 @@ impl NamespacedSnapshotter {
                     reason: format!("snapshotter holds an unknown snapshot for key {key:?}"),
                 }),
             },
-        };
-        drop(parent_held);
-        result
+        }
     }
 
     pub(super) fn check_lease(&self) -> Result<()> {

@@ -128,6 +128,15 @@ impl NamespacedSnapshotter {
         held
     }
 
+    /// Keeps the collector off the record of a snapshot that is about to get a child.
+    fn hold_parent(&self, parent: &str) -> Held {
+        self.db().inner().holders.share(Holding::Parent(
+            self.namespace().to_owned(),
+            self.snapshotter().to_owned(),
+            parent.to_owned(),
+        ))
+    }
+
     /// Keeps the collector off a snapshot of the snapshotter below.
     fn hold(&self, backend: &str) -> Held {
         let object = Holding::Snapshot(self.snapshotter().to_owned(), backend.to_owned());
