@@ -327,3 +327,45 @@ async fn a_dead_daemons_socket_is_replaced() {
     drop(channel);
     running.stop().await.unwrap();
 }
+
+/// The program itself: ready is told, a second one refuses, a signal ends it.
+#[test]
+fn the_program_tells_when_it_is_ready_and_stops_on_a_signal() {
+    if !rustix::process::getuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root");
+        println!("skipped: the socket's default owner is root");
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let notify = directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let told = || {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let command = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crated"));
+        for (flag, name) in [("--root", "r"), ("--state", "s"), ("--address", "c.sock")] {
+            command.arg(flag).arg(directory.path().join(name));
+        }
+        command.env("NOTIFY_SOCKET", &notify);
+        command
+    };
+    let mut first = command().spawn().unwrap();
+    assert!(told().contains("READY=1"));
+
+    let second = command().output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let text = String::from_utf8(second.stderr).unwrap();
+    let line = text.lines().last().unwrap();
+    let expected = format!("lock: held by process {}", first.id());
+    assert!(line.starts_with("crated: root ") && line.ends_with(&expected), "{text}");
+
+    let pid = rustix::process::Pid::from_child(&first);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(told().contains("STOPPING=1"));
+    assert!(first.wait().unwrap().success());
+    assert!(!directory.path().join("c.sock").exists());
+}

@@ -34,6 +34,9 @@ pub fn config(directory: &Path) -> Config {
     config.grpc.gid = std::os::unix::fs::MetadataExt::gid(&owner);
     config.ttrpc.uid = config.grpc.uid;
     config.ttrpc.gid = config.grpc.gid;
+    // What a test stores is referred to by nothing: only collections it asks for may take it.
+    config.plugins.gc.mutation_threshold = 0;
+    config.plugins.gc.startup_delay = Span(std::time::Duration::from_secs(3600));
     config.crated.drain_timeout = Span(std::time::Duration::from_secs(2));
     config
 }
