@@ -238,6 +238,63 @@ fn a_damaged_blob_is_found_set_aside_and_healed_by_another_commit() {
 }
 
 #[test]
+fn a_blob_of_another_length_than_announced_is_ingested_again() {
+    let root = root();
+    let store = LocalStore::open(root.path()).unwrap();
+    let digest = write_blob(&store, "blob", b"content").unwrap();
+    let path = blob_path(root.path(), &digest);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    let ingest = Ingest::new("again").total(7).expected(digest.clone());
+    let mut writer = store.writer(&ingest).unwrap();
+    writer.write_all(b"content").unwrap();
+    writer.commit(&Commit::expecting(digest.clone())).unwrap();
+    assert_eq!(read_blob(&store, &digest, 100).unwrap(), b"content");
+}
+
+#[test]
+fn more_writers_than_buffers_at_once_all_finish() {
+    for backend in backends() {
+        let root = root();
+        let store = &LocalStore::builder().backend(backend).open(root.path()).unwrap();
+        let mut writers: Vec<_> = (0..24_u8)
+            .map(|n| store.writer(&Ingest::new(format!("layer {n}")).total(2_500_000)).unwrap())
+            .collect();
+        for _ in 0..5 {
+            for (n, writer) in writers.iter_mut().enumerate() {
+                writer.write_all(&vec![n as u8; 500_000]).unwrap();
+            }
+        }
+        for (n, writer) in writers.into_iter().enumerate() {
+            let digest = Digest::of(&vec![n as u8; 2_500_000]);
+            writer.commit(&Commit::expecting(digest.clone())).unwrap();
+            store.verify(&digest).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_writer_moves_between_threads_that_end() {
+    for backend in backends() {
+        let root = root();
+        let store = LocalStore::builder().backend(backend).open(root.path()).unwrap();
+        let bytes = pattern(9_000_001);
+        let mut writer = store.writer(&Ingest::new("layer")).unwrap();
+        for piece in bytes.chunks(1_100_000) {
+            let piece = piece.to_vec();
+            writer = std::thread::spawn(move || {
+                writer.write_all(&piece).unwrap();
+                writer
+            })
+            .join()
+            .unwrap();
+        }
+        let info = writer.commit(&Commit::expecting(Digest::of(&bytes))).unwrap();
+        store.verify(&info.digest).unwrap();
+    }
+}
+
+#[test]
 fn whatever_stands_in_the_place_of_a_blob_is_not_read_and_makes_way() {
     let root = root();
     let store = LocalStore::open(root.path()).unwrap();

@@ -201,3 +201,53 @@ const DIR: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXE
 
 const EISDIR: i32 = rustix::io::Errno::ISDIR.raw_os_error();
 const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_neither_with_nor_without_openat2() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", root.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("/tmp", root.path().join("dir")).unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let missing = OPENAT2_MISSING.load(Ordering::Relaxed);
+        for pretended in [missing, true] {
+            OPENAT2_MISSING.store(pretended, Ordering::Relaxed);
+            assert_eq!(dir.read_small("file", 100).unwrap().unwrap(), b"content");
+            assert!(is_absent(&dir.read_file("link").unwrap_err()));
+            assert!(dir.open_dir("dir").is_err());
+            assert!(dir.read_small("link", 100).unwrap().is_none());
+        }
+        OPENAT2_MISSING.store(missing, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn removal_empties_directories_and_leaves_what_links_point_to() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("kept"), "").unwrap();
+        std::fs::create_dir_all(root.path().join("a/b/c")).unwrap();
+        std::fs::write(root.path().join("a/b/file"), "").unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.path().join("a/link")).unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        dir.remove_all("a").unwrap();
+        assert_eq!(dir.entries().unwrap().count(), 0);
+        assert!(outside.path().join("kept").exists());
+        assert_eq!(dir.remove_all("a").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_small_file_that_is_too_large_or_no_file_reads_as_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        dir.write_small("file", &[1; 10]).unwrap();
+        assert_eq!(dir.read_small("file", 10).unwrap().unwrap(), [1; 10]);
+        assert!(dir.read_small("file", 9).unwrap().is_none());
+        assert!(dir.read_small("missing", 9).unwrap().is_none());
+        dir.create_dir("dir", 0o700).unwrap();
+        assert!(dir.read_small("dir", 9).unwrap().is_none());
+    }
+}
