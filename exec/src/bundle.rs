@@ -1,7 +1,7 @@
 //! The folder a container runs from.
 //!
 //! ```text
-//! <bundle>/             0700
+//! <bundle>/             0700; 0710 and of the mapped root's group with a user namespace
 //!   config.json         the runtime spec, byte for byte as it was given
 //!   rootfs/             0711, the root file system is mounted here
 //! ```
@@ -9,7 +9,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -53,6 +53,13 @@ impl Bundle {
         if !spec.is_empty() {
             let config = self.config();
             fs::write(&config, spec).map_err(|e| Error::io("write", &config, e))?;
+        }
+        if let Some(gid) = mapped_root_group(spec) {
+            // The container's root is nobody here, and has to reach its file system.
+            std::os::unix::fs::chown(&self.path, None, Some(gid))
+                .map_err(|e| Error::io("chown", &self.path, e))?;
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o710))
+                .map_err(|e| Error::io("chmod", &self.path, e))?;
         }
         Ok(())
     }
@@ -162,6 +169,34 @@ pub fn check_id(id: &str) -> Result<()> {
 
 /// Longest id; it must fit a file name with room for an ending.
 pub const ID_MAX_BYTES: usize = 76;
+
+/// The group here that group 0 of the container is mapped to, if it is another one. A spec that
+/// does not parse is the runtime's to refuse.
+fn mapped_root_group(spec: &[u8]) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        linux: Option<Linux>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Linux {
+        #[serde(default)]
+        gid_mappings: Vec<Mapping>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Mapping {
+        #[serde(rename = "containerID")]
+        container_id: u32,
+        #[serde(rename = "hostID")]
+        host_id: u32,
+        size: u32,
+    }
+    let outline: Outline = serde_json::from_slice(spec).ok()?;
+    let root = |mapping: &Mapping| mapping.container_id == 0 && mapping.size > 0;
+    let mapping = outline.linux?.gid_mappings.into_iter().find(root)?;
+    (mapping.host_id != 0).then_some(mapping.host_id)
+}
 
 #[cfg(test)]
 mod tests {

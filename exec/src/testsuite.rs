@@ -3,8 +3,12 @@
 //! Each function makes containers from Debian's static busybox, so it needs
 //! root, `/bin/busybox`, and whatever the runtime needs.
 //!
-//! ```ignore
-//! crated_exec::runtime_testsuite!(|| async { my_runtime() });
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use crated_exec::{Runtime, reaper::Reaper, runc::{RuncConfig, RuncRuntime}};
+//! crated_exec::runtime_testsuite!(|| async {
+//!     Arc::new(RuncRuntime::new(RuncConfig::default(), Reaper::new().unwrap())) as Arc<dyn Runtime>
+//! });
 //! ```
 
 use std::{
@@ -15,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Bundle, CreateTask, Error, ExecProcess, Process, Runtime, Status, Stdio, Task};
+use crate::{Bundle, CreateTask, Error, ExecProcess, Runtime, Status, Stdio, Task};
 
 /// A runtime to test and a folder to work in.
 pub struct Fixture {
