@@ -1,4 +1,4 @@
-//! Run OCI bundles.
+#![doc = include_str!("../README.md")]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crated-exec needs Linux");
