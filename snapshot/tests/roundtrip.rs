@@ -199,7 +199,7 @@ fn diff(lower: &[Mount], upper: &Path, compression: Compression) -> Vec<u8> {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
