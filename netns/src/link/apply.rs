@@ -471,9 +471,8 @@ fn limits(
     let ifb_index = match read::index(socket, &ifb) {
         Ok(found) => found,
         Err(Error::NotFound { .. }) => {
-            let spec = LinkSpec::new(ifb.clone(), LinkKind::Ifb).up();
-            single(session, at, &spec)?;
-            read::index(session.socket(at)?, &ifb)?
+            single(session, at, &LinkSpec::new(ifb.clone(), LinkKind::Ifb))?;
+            bring_up_quietly(session.socket(at)?, &ifb)?
         }
         Err(error) => return Err(error),
     };
@@ -487,6 +486,20 @@ fn limits(
         Err(Error::AlreadyExists { .. }) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Brings a device up that should have no address of its own.
+fn bring_up_quietly(socket: &mut Socket, name: &IfName) -> Result<u32> {
+    let index = read::index(socket, name)?;
+    let request = |message, verb| Request {
+        message,
+        flags: 0,
+        step: Step::new(Subject::Link, verb, format!("link {name}")),
+    };
+    // Refused where IPv6 is missing, which is as good.
+    let _ = socket.change(request(encode::ipv6_auto(index, false), "silence"));
+    socket.change(request(encode::up(index, true), "bring up"))?;
+    Ok(index)
 }
 
 fn limit(
