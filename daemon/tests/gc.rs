@@ -11,10 +11,7 @@ use std::time::{Duration, Instant};
 
 use crated::metadata::gc::{Collector, Config, Node, Scheduler};
 use crated::metadata::{Content, LabelUpdate, Labels, Resource, Scope, Sharing, Snapshots};
-use crated_content::{
-    Commit, Digest, Ingest, IngestManager, Ingester, LocalStore, Manager, MemoryStore, Provider,
-    Store,
-};
+use crated_content::{Commit, Digest, Ingest, Ingester, LocalStore, Manager, MemoryStore, Store};
 use crated_snapshot::{Key, NativeSnapshotter, Snapshotter};
 use metadata_support::layers::Layers;
 use metadata_support::{SNAPSHOTTER, World, container, eventually, labels, rfc3339, scope};

@@ -164,7 +164,7 @@ fn what_exists_is_attached_to_the_lease_at_open_and_at_commit() {
 
     let store = world.store(&plain.clone().with_lease("open"));
     assert!(matches!(store.writer(&expecting("r", b"bytes")).err(), Some(Error::AlreadyExists(_))));
-    assert_eq!(held("open"), [of_digest.clone()]);
+    assert_eq!(held("open"), std::slice::from_ref(&of_digest));
 
     let store = world.store(&plain.clone().with_lease("commit"));
     let mut writer = store.writer(&"second".into()).unwrap();
@@ -172,7 +172,7 @@ fn what_exists_is_attached_to_the_lease_at_open_and_at_commit() {
     writer.write_all(b"bytes").unwrap();
     let commit = Commit { labels: labels(&[("a", "2")]), ..Commit::default() };
     assert!(matches!(writer.commit(&commit), Err(Error::AlreadyExists(_))));
-    assert_eq!(held("commit"), [of_digest.clone()]);
+    assert_eq!(held("commit"), std::slice::from_ref(&of_digest));
     assert_eq!(store.statuses().unwrap(), []);
     assert_eq!(store.info(&digest).unwrap().labels, labels(&[("a", "1")]), "labels stay");
 

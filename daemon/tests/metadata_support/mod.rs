@@ -1,6 +1,6 @@
 //! What the metadata tests have in common.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::io::Write;
