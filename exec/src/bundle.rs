@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, remove::remove_tree};
 
 /// A bundle on disk, known by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Bundle {
         }
         bundle.fill(spec).inspect_err(|_| {
             // What could not be made need not be removable either.
-            let _ = fs::remove_dir_all(&bundle.path);
+            let _ = remove_tree(&bundle.path);
         })?;
         Ok(bundle)
     }
@@ -128,19 +128,12 @@ impl Bundle {
             }
             _ => return Err(Error::InvalidArgument("a bundle needs a name".into())),
         };
-        remove_dir(&hidden)?;
+        remove_tree(&hidden)?;
         match fs::rename(&self.path, &hidden) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|e| Error::io("hide", &self.path, e))?,
         }
-        remove_dir(&hidden)
-    }
-}
-
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
+        remove_tree(&hidden)
     }
 }
 

@@ -10,6 +10,7 @@ mod error;
 pub mod io;
 pub mod proto;
 pub mod reaper;
+mod remove;
 mod rootfs;
 pub mod runc;
 pub mod runtime;

@@ -321,7 +321,7 @@ where
         promise(&fixture).await;
     });
     drop(runtime);
-    fs::remove_dir_all(dir).unwrap();
+    crate::remove::remove_tree(&dir).unwrap();
 }
 
 /// One test per promise; takes a closure that makes a runtime in a future.

@@ -236,7 +236,7 @@ pub fn join(path: &str, pid: u32) -> Result<()> {
 }
 
 fn is_unified(root: &Path) -> bool {
-    rustix::fs::statfs(root).is_ok_and(|fs| fs.f_type as i64 == CGROUP2_MAGIC)
+    rustix::fs::statfs(root).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(CGROUP2_MAGIC))
 }
 
 /// Membership paths start at the mount.
@@ -262,7 +262,7 @@ fn collect_pids(folder: &Path, depth: usize, pids: &mut Vec<u32>) -> Result<()> 
 
 const ROOT: &str = "/sys/fs/cgroup";
 const MOUNTS: &str = "/proc/self/mountinfo";
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// Containers that nest deeper than this hide from nobody but statistics.
 const DEPTH_MAX: usize = 32;

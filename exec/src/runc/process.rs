@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -164,6 +164,8 @@ pub(super) struct RuncProcess {
     spec: serde_json::Value,
     life: Life,
     io: OnceLock<ProcessIo>,
+    /// The client has ended the input, possibly while the process was being started.
+    stdin_closed: AtomicBool,
     steps: tokio::sync::Mutex<()>,
 }
 
@@ -182,6 +184,7 @@ impl RuncProcess {
             spec,
             life: Life::new(),
             io: OnceLock::new(),
+            stdin_closed: AtomicBool::new(false),
             steps: tokio::sync::Mutex::new(()),
         })
     }
@@ -238,6 +241,9 @@ impl RuncProcess {
         }
         // A process starts once, so the place is free.
         let _ = self.io.set(wiring.io);
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            self.close_stdin().await?;
+        }
         Ok(claim)
     }
 }
@@ -325,6 +331,8 @@ impl Process for RuncProcess {
     }
 
     async fn close_stdin(&self) -> Result<()> {
+        // Noted first: a start under way looks after it has made the streams known.
+        self.stdin_closed.store(true, Ordering::SeqCst);
         if let Some(io) = self.io.get() {
             io.close_stdin();
         }

@@ -1,7 +1,7 @@
 //! The files around a shim.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
 };
@@ -9,7 +9,7 @@ use std::{
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::{Address, ShimConfig};
-use crate::{Bundle, Error, Result};
+use crate::{Bundle, Error, Result, remove::remove_tree};
 
 /// The folders of one container.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ impl Folders {
 
     fn fill(&self, binary: &Path) -> Result<()> {
         // What an earlier container of this id left is of no use to this one.
-        remove_dir(&self.work)?;
+        remove_tree(&self.work)?;
         make_dir(&self.work)?;
         let link = self.bundle.join("work");
         symlink(&self.work, &link).map_err(|e| Error::io("link", link, e))?;
@@ -81,7 +81,7 @@ impl Folders {
             Ok(bundle) => bundle.remove(),
             Err(_) => Ok(()),
         };
-        bundle.and(remove_dir(&self.work))
+        bundle.and(remove_tree(&self.work))
     }
 
     /// Copies the shim's log lines to ours until dropped. Both ends of the
@@ -109,7 +109,7 @@ impl Folders {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        use io::Write;
+        use std::io::Write;
         let path = self.bundle.join(name);
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o644).open(&path);
@@ -117,7 +117,7 @@ impl Folders {
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
-        use io::Read;
+        use std::io::Read;
         let path = self.bundle.join(name);
         let mut bytes = Vec::new();
         let file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
@@ -134,13 +134,6 @@ pub(super) fn make_dir(path: &Path) -> Result<()> {
         .mode(0o711)
         .create(path)
         .map_err(|e| Error::io("create", path, e))
-}
-
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 /// Addresses and paths are shorter.

@@ -118,7 +118,7 @@ impl ShimRuntime {
         let connected = timeout(self.config.timeouts.load, connect(&address)).await;
         let late = |_| Error::DeadlineExceeded("shim does not accept".into());
         let client = connected.map_err(late)??;
-        let binary = binary.as_ref().map(PathBuf::clone).unwrap_or_default();
+        let binary = binary.as_ref().ok().cloned().unwrap_or_default();
         ShimTask::new(self, (namespace, id), binary, (client, address.version))
     }
 
@@ -142,9 +142,9 @@ impl ShimRuntime {
         for (namespace, id) in children(&self.config.root_dir) {
             let folders = Folders::new(&self.config, &namespace, &id);
             if !folders.bundle.exists()
-                && let Err(error) = fs::remove_dir_all(&folders.work)
+                && let Err(error) = crate::remove::remove_tree(&folders.work)
             {
-                tracing::warn!(namespace, task = id, %error, "work folder stays");
+                tracing::warn!(namespace, task = id, error = error.report(), "work folder stays");
             }
         }
     }
