@@ -119,18 +119,27 @@ impl Running {
         daemon.stop();
         let deadline = daemon.config.crated.drain_timeout.0;
         let drained = tokio::time::timeout(deadline, async {
-            let _ = (&mut grpc).await;
-            let _ = (&mut ttrpc).await;
+            ended(&mut grpc).await;
+            ended(&mut ttrpc).await;
         });
         if drained.await.is_err() {
             tracing::warn!(?deadline, "open calls were cut off");
             grpc.abort();
             ttrpc.abort();
-            let _ = grpc.await;
-            let _ = ttrpc.await;
+            ended(&mut grpc).await;
+            ended(&mut ttrpc).await;
         }
         drop((grpc_socket, ttrpc_socket));
         Ok(())
+    }
+}
+
+/// Waits for a server to end. One that has ended may have been asked for its outcome already, and
+/// must not be asked twice.
+async fn ended<T>(server: &mut JoinHandle<T>) {
+    if !server.is_finished() {
+        // Why it ended matters to nobody who asked it to.
+        let _ = server.await;
     }
 }
 
