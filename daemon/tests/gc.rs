@@ -502,11 +502,12 @@ fn nothing_referred_to_is_lost_while_collecting_without_pause() {
 }
 
 fn pull_and_release(world: &World, thread: usize, shared: usize, round: usize) {
-    let plain = scope(["one", "two", "three"][thread % 3]);
+    let plain = scope(["one", "two", "three"][shared % 3]);
     let id = format!("lease {thread} {round}");
     lease(world, &plain, &id, &[]);
     let leased = plain.clone().with_lease(&id);
-    let tag = format!("{shared} {}", round % 2);
+    // The same objects are let go and wanted again, by this thread and by another.
+    let tag = format!("{shared}");
 
     let layer = fetch(world, &leased, &format!("layer {tag}"), &[]);
     let chain = format!("sha256:chain {tag} {}", plain.namespace);

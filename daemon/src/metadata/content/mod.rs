@@ -79,7 +79,7 @@ impl Content {
 /// [`crated_content::Error::Io`]; converting to [`Error`] brings them back.
 #[derive(Clone)]
 pub struct NamespacedStore {
-    content: Content,
+    pub(super) content: Content,
     scope: Scope,
 }
 

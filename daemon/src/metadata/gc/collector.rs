@@ -46,7 +46,7 @@ impl Collector {
         let _alone = lock(&self.db.inner().collecting);
         let started = Instant::now();
         let mut report = Report::default();
-        self.collect_records(spare, &mut report)?;
+        self.collect_records(spare, &mut report, || ())?;
         report.elapsed = started.elapsed();
         let started = Instant::now();
         let outcome = self.clean_up(&mut report);
@@ -63,7 +63,13 @@ impl Collector {
         outcome.map(|()| report)
     }
 
-    fn collect_records(&self, spare: Option<Duration>, report: &mut Report) -> Result<()> {
+    /// Marks and sweeps; `meanwhile` runs in between, as writers may.
+    pub(super) fn collect_records(
+        &self,
+        spare: Option<Duration>,
+        report: &mut Report,
+        meanwhile: impl FnOnce(),
+    ) -> Result<()> {
         let (view, _barrier) = self.begin()?;
         let moment = Moment { now: SystemTime::now(), spare };
         let namespaces = rows::collect(&view, Table::Namespaces, &[], |name, _: NamespaceRow| {
@@ -75,6 +81,7 @@ impl Collector {
             marked.add(namespace, graph);
         }
         drop(view);
+        meanwhile();
         let garbage = marked.garbage();
         if garbage.is_empty() {
             return Ok(());

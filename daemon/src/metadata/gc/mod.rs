@@ -92,3 +92,6 @@ pub struct Report {
 }
 
 pub(super) use self::labels::{LABEL_EXPIRE, LABEL_PREFIX};
+
+#[cfg(test)]
+mod tests;
