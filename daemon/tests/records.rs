@@ -68,10 +68,8 @@ async fn a_namespace_exists_from_its_first_write_on() {
     daemon.store("fresh", b"x").await;
     assert_eq!(list_namespaces(&mut namespaces).await, ["fresh"]);
 
-    let busy = namespaces
-        .delete(DeleteNamespaceRequest { name: "fresh".into(), ..Default::default() })
-        .await
-        .unwrap_err();
+    let busy =
+        namespaces.delete(DeleteNamespaceRequest { name: "fresh".into() }).await.unwrap_err();
     assert_eq!(busy.code(), Code::FailedPrecondition, "{busy}");
     let invalid = namespaces.get(GetNamespaceRequest { name: "no/slash".into() }).await;
     assert_eq!(invalid.unwrap_err().code(), Code::InvalidArgument);
@@ -103,10 +101,7 @@ async fn namespace_labels_change_one_by_one_or_all_at_once() {
     namespaces.update(update(&[("c", "3")], None)).await.unwrap();
     let found = namespaces.get(GetNamespaceRequest { name: "n".into() }).await.unwrap();
     assert_eq!(found.into_inner().namespace.unwrap().labels, labels(&[("c", "3")]));
-    namespaces
-        .delete(DeleteNamespaceRequest { name: "n".into(), ..Default::default() })
-        .await
-        .unwrap();
+    namespaces.delete(DeleteNamespaceRequest { name: "n".into() }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -329,6 +329,7 @@ async fn a_dead_daemons_socket_is_replaced() {
 }
 
 /// The program itself: ready is told, a second one refuses, a signal ends it.
+#[allow(clippy::print_stdout, reason = "says that it was skipped")]
 #[test]
 fn the_program_tells_when_it_is_ready_and_stops_on_a_signal() {
     if !rustix::process::getuid().is_root() {
