@@ -32,8 +32,7 @@ fn main() -> io::Result<()> {
 fn compare(criterion: &mut Criterion, volume: &mut Volume, name: &str, layer: &Layer) {
     let mut group = criterion.benchmark_group(name);
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
-    let ways: [(&str, fn(&Layer, &Path) -> io::Result<Duration>); 2] =
-        [("crated-snapshot", apply), ("gnu-tar", gnu_tar)];
+    let ways: [(&str, Way); 2] = [("crated-snapshot", apply), ("gnu-tar", gnu_tar)];
     for (name, way) in ways {
         let mut run = |_| {
             volume.refresh()?;
@@ -48,3 +47,5 @@ fn compare(criterion: &mut Criterion, volume: &mut Volume, name: &str, layer: &L
     }
     group.finish();
 }
+
+type Way = fn(&Layer, &Path) -> io::Result<Duration>;
