@@ -52,18 +52,12 @@ impl std::error::Error for Error {
 
 /// Packs a message under its bare name.
 pub fn pack<M: Message + Name>(message: &M) -> Any {
-    Any {
-        type_url: M::full_name(),
-        value: message.encode_to_vec(),
-    }
+    Any { type_url: M::full_name(), value: message.encode_to_vec() }
 }
 
 /// The message name in a type URL, without the host if there is one.
 pub fn name(type_url: &str) -> &str {
-    type_url
-        .strip_prefix(HOST)
-        .unwrap_or(type_url)
-        .trim_start_matches('/')
+    type_url.strip_prefix(HOST).unwrap_or(type_url).trim_start_matches('/')
 }
 
 /// Whether `packed` holds an `M`.
@@ -79,15 +73,10 @@ pub fn is<M: Name>(packed: &Any) -> bool {
 /// - [`Error::Decode`]: the bytes are malformed.
 pub fn unpack<M: Message + Name + Default>(packed: &Any) -> Result<M, Error> {
     if !is::<M>(packed) {
-        return Err(Error::Type {
-            expected: M::full_name(),
-            found: packed.type_url.clone(),
-        });
+        return Err(Error::Type { expected: M::full_name(), found: packed.type_url.clone() });
     }
-    M::decode(packed.value.as_slice()).map_err(|source| Error::Decode {
-        name: M::full_name(),
-        source,
-    })
+    M::decode(packed.value.as_slice())
+        .map_err(|source| Error::Decode { name: M::full_name(), source })
 }
 
 #[cfg(test)]
@@ -97,10 +86,7 @@ mod tests {
 
     #[test]
     fn names_carry_no_host() {
-        assert_eq!(
-            pack(&TaskOom::default()).type_url,
-            "containerd.events.TaskOOM"
-        );
+        assert_eq!(pack(&TaskOom::default()).type_url, "containerd.events.TaskOOM");
         assert_eq!(
             pack(&ImageCreate::default()).type_url,
             "containerd.services.images.v1.ImageCreate"
@@ -109,11 +95,7 @@ mod tests {
 
     #[test]
     fn a_host_is_accepted_when_reading() {
-        let exit = TaskExit {
-            id: "x".into(),
-            exit_status: 137,
-            ..TaskExit::default()
-        };
+        let exit = TaskExit { id: "x".into(), exit_status: 137, ..TaskExit::default() };
         let mut packed = pack(&exit);
         packed.type_url.insert_str(0, HOST);
         assert_eq!(unpack::<TaskExit>(&packed), Ok(exit));
@@ -122,21 +104,12 @@ mod tests {
     #[test]
     fn another_message_is_refused() {
         let packed = pack(&TaskOom::default());
-        assert!(matches!(
-            unpack::<TaskExit>(&packed),
-            Err(Error::Type { .. })
-        ));
+        assert!(matches!(unpack::<TaskExit>(&packed), Err(Error::Type { .. })));
     }
 
     #[test]
     fn malformed_bytes_are_refused() {
-        let packed = Any {
-            type_url: TaskExit::full_name(),
-            value: vec![0xff; 3],
-        };
-        assert!(matches!(
-            unpack::<TaskExit>(&packed),
-            Err(Error::Decode { .. })
-        ));
+        let packed = Any { type_url: TaskExit::full_name(), value: vec![0xff; 3] };
+        assert!(matches!(unpack::<TaskExit>(&packed), Err(Error::Decode { .. })));
     }
 }

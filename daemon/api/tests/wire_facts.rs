@@ -14,19 +14,13 @@ use prost_types::{
 fn every_upstream_fact_is_ours_and_nothing_else() {
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire-facts.txt");
     let table = std::fs::read_to_string(table).unwrap();
-    let upstream: BTreeSet<String> = table
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect();
+    let upstream: BTreeSet<String> =
+        table.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     let ours = facts();
 
     let missing: Vec<_> = upstream.difference(&ours).collect();
     let invented: Vec<_> = ours.difference(&upstream).collect();
-    assert!(
-        missing.is_empty() && invented.is_empty(),
-        "missing {missing:#?}, extra {invented:#?}"
-    );
+    assert!(missing.is_empty() && invented.is_empty(), "missing {missing:#?}, extra {invented:#?}");
     assert!(upstream.len() > 800, "the table is cut short");
 }
 
@@ -55,17 +49,9 @@ fn add_file(file: &FileDescriptorProto, facts: &mut BTreeSet<String>) {
                 "method {package}.{}/{} {}{} -> {}{}",
                 service.name(),
                 method.name(),
-                if method.client_streaming() {
-                    "stream "
-                } else {
-                    ""
-                },
+                if method.client_streaming() { "stream " } else { "" },
                 method.input_type().trim_start_matches('.'),
-                if method.server_streaming() {
-                    "stream "
-                } else {
-                    ""
-                },
+                if method.server_streaming() { "stream " } else { "" },
                 method.output_type().trim_start_matches('.'),
             ));
         }
@@ -82,18 +68,10 @@ fn add_message(scope: &str, message: &DescriptorProto, facts: &mut BTreeSet<Stri
             Label::Required => "required",
         };
         let kind = kind(&name, message, field);
-        facts.insert(format!(
-            "field {name}.{} {} {label} {kind}",
-            field.name(),
-            field.number()
-        ));
+        facts.insert(format!("field {name}.{} {} {label} {kind}", field.name(), field.number()));
     }
     for nested in &message.nested_type {
-        if !nested
-            .options
-            .as_ref()
-            .is_some_and(|options| options.map_entry())
-        {
+        if !nested.options.as_ref().is_some_and(|options| options.map_entry()) {
             add_message(&name, nested, facts);
         }
     }
@@ -105,11 +83,7 @@ fn add_message(scope: &str, message: &DescriptorProto, facts: &mut BTreeSet<Stri
 fn add_enum(scope: &str, values: &EnumDescriptorProto, facts: &mut BTreeSet<String>) {
     for value in &values.value {
         let number = value.number();
-        facts.insert(format!(
-            "value {scope}.{}.{} {number}",
-            values.name(),
-            value.name()
-        ));
+        facts.insert(format!("value {scope}.{}.{} {number}", values.name(), value.name()));
     }
 }
 
@@ -132,10 +106,7 @@ fn kind(scope: &str, message: &DescriptorProto, field: &FieldDescriptorProto) ->
     let target = field.type_name().trim_start_matches('.');
     let entry = message.nested_type.iter().find(|nested| {
         target == format!("{scope}.{}", nested.name())
-            && nested
-                .options
-                .as_ref()
-                .is_some_and(|options| options.map_entry())
+            && nested.options.as_ref().is_some_and(|options| options.map_entry())
     });
     match entry {
         Some(entry) => format!(

@@ -35,7 +35,9 @@ pub enum Error {
     #[error(transparent)]
     Metadata(#[from] metadata::Error),
     /// The layer unfolds to something else than the configuration names.
-    #[error("layer {layer}: wrong diff id calculated on extraction: expected {expected}, got {actual}")]
+    #[error(
+        "layer {layer}: wrong diff id calculated on extraction: expected {expected}, got {actual}"
+    )]
     DiffId {
         /// The layer's blob.
         layer: Digest,
@@ -56,16 +58,12 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn content(
-        object: impl ToString,
-    ) -> impl FnOnce(crated_content::Error) -> Self {
+    pub(super) fn content(object: impl ToString) -> impl FnOnce(crated_content::Error) -> Self {
         let object = object.to_string();
         move |source| Self::Content { object, source }
     }
 
-    pub(super) fn snapshot(
-        object: impl ToString,
-    ) -> impl FnOnce(crated_snapshot::Error) -> Self {
+    pub(super) fn snapshot(object: impl ToString) -> impl FnOnce(crated_snapshot::Error) -> Self {
         let object = object.to_string();
         move |source| Self::Snapshot { object, source }
     }

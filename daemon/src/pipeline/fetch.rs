@@ -82,9 +82,8 @@ impl Fetch {
 
     /// A writer for the blob, or nothing when the blob is there.
     async fn open(&self, descriptor: &Descriptor, key: &str) -> Result<Option<Box<dyn Writer>>> {
-        let ingest = Ingest::new(key)
-            .total(descriptor.size_bytes)
-            .expected(digest(&descriptor.digest)?);
+        let ingest =
+            Ingest::new(key).total(descriptor.size_bytes).expected(digest(&descriptor.digest)?);
         let (store, name) = (self.store.clone(), key.to_owned());
         let opened = self.blocking.quick(move || store.writer(&ingest)).await?;
         match opened {

@@ -120,9 +120,8 @@ impl Unpack {
             });
         }
         draft.commit(layer)?;
-        let label = LabelUpdate::Merge(
-            [(LABEL_UNCOMPRESSED.to_owned(), Some(applied.diff_id))].into(),
-        );
+        let label =
+            LabelUpdate::Merge([(LABEL_UNCOMPRESSED.to_owned(), Some(applied.diff_id))].into());
         self.store.update(&digest, &label).map_err(Error::content(&digest))?;
         Ok(())
     }

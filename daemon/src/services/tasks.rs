@@ -8,10 +8,10 @@ use crated_api::services::tasks::v1::tasks_server::Tasks;
 use crated_api::services::tasks::v1::{
     CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest,
     CreateTaskResponse, DeleteProcessRequest, DeleteResponse, DeleteTaskRequest,
-    ExecProcessRequest, GetRequest, GetResponse, KillRequest, ListPidsRequest,
-    ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest, MetricsResponse,
-    PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse,
-    UpdateTaskRequest, WaitRequest, WaitResponse,
+    ExecProcessRequest, GetRequest, GetResponse, KillRequest, ListPidsRequest, ListPidsResponse,
+    ListTasksRequest, ListTasksResponse, MetricsRequest, MetricsResponse, PauseTaskRequest,
+    ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse, UpdateTaskRequest,
+    WaitRequest, WaitResponse,
 };
 use crated_api::tasks::Process;
 use crated_api::types::Metric;
@@ -28,8 +28,7 @@ use crate::recover::Recovery;
 use crate::wiring::Daemon;
 
 /// The media type of a checkpoint's memory image.
-const CHECKPOINT_MEDIA_TYPE: &str =
-    "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+const CHECKPOINT_MEDIA_TYPE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 
 /// Running containers.
 #[derive(Clone)]
@@ -311,9 +310,7 @@ async fn observe(task: &ShimTask, exec_id: &str) -> Result<Process, Status> {
     match task.state(exec_id).await {
         Ok(state) => Ok(process(id, state)),
         Err(error) => match error.class() {
-            Class::NotFound | Class::Unavailable | Class::DeadlineExceeded => {
-                Err(refused(error))
-            }
+            Class::NotFound | Class::Unavailable | Class::DeadlineExceeded => Err(refused(error)),
             _ => Ok(Process { id: id.to_owned(), ..Process::default() }),
         },
     }

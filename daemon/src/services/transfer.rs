@@ -13,8 +13,8 @@ use crated_api::types::transfer::{
 use crated_api::{Any, any, types};
 use crated_distribution::{
     All, Any as AnyPlatform, Credential, Credentials, Descriptor, DocumentLimits, Hosts, Lookup,
-    Matcher, Only, Ordered, Platform, Progress, Reference, RegistryOptions, RegistryResolver as
-    Registry, Resolver, Secret,
+    Matcher, Only, Ordered, Platform, Progress, Reference, RegistryOptions,
+    RegistryResolver as Registry, Resolver, Secret,
 };
 use prost::Name as _;
 use tonic::{Request, Response, Status};
@@ -129,7 +129,8 @@ impl Leased {
             .await?;
             self.scope.lease = Some(lease.id);
         }
-        let guard = own.then(|| EndLease { daemon: self.service.daemon.clone(), scope: self.scope.clone() });
+        let guard = own
+            .then(|| EndLease { daemon: self.service.daemon.clone(), scope: self.scope.clone() });
         let outcome = self.pull_under_lease(registry, store, report).await;
         drop(guard);
         outcome
@@ -234,9 +235,8 @@ impl Drop for EndLease {
         let (daemon, scope) = (self.daemon.clone(), self.scope.clone());
         let Some(lease) = scope.lease else { return };
         tokio::spawn(async move {
-            let ended = quick(&daemon, move |daemon| {
-                daemon.db.leases().delete(&scope.namespace, &lease)
-            });
+            let ended =
+                quick(&daemon, move |daemon| daemon.db.leases().delete(&scope.namespace, &lease));
             if let Err(error) = ended.await {
                 tracing::warn!(error = error.message(), "the lease of a pull was left to expire");
             }
