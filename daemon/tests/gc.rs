@@ -391,6 +391,20 @@ fn fresh_active_snapshots_survive_runs_nobody_asked_for() {
 }
 
 #[test]
+fn fresh_blobs_survive_runs_nobody_asked_for() {
+    let (world, scheduler) = scheduled(World::new(), quick());
+    eventually("the first run", || scheduler.runs() == 1);
+    let scope = scope("default");
+    let digest = world.blob(&scope, b"about to be labelled", &[]);
+    world.db.containers().create(&scope, container("x", None)).unwrap();
+    world.db.containers().delete(&scope, "x").unwrap();
+    eventually("a run", || scheduler.runs() >= 2);
+    assert!(world.has_blob(&scope, &digest));
+    scheduler.collect_and_wait().unwrap();
+    assert!(!world.has_blob(&scope, &digest), "who waits wants everything gone");
+}
+
+#[test]
 fn those_who_wait_share_runs_that_began_after_they_asked() {
     const WAITERS: usize = 24;
     let (world, scheduler) = scheduled(World::new(), quick());

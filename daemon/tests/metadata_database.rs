@@ -273,6 +273,7 @@ fn a_full_disk_fails_writes_and_keeps_what_is_there() {
 struct Tmpfs(std::path::PathBuf);
 
 impl Tmpfs {
+    #[allow(clippy::print_stdout, reason = "says why the test did not run")]
     fn mount(at: &std::path::Path, options: &str) -> Option<Self> {
         let done = std::process::Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "tmpfs"])

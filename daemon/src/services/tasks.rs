@@ -327,7 +327,7 @@ fn process(id: &str, state: StateResponse) -> Process {
         stderr: state.stderr,
         terminal: state.terminal,
         exit_status: state.exit_status,
-        exited_at: state.exited_at.or_else(|| Some(convert::NEVER)),
+        exited_at: state.exited_at.or(Some(convert::NEVER)),
     }
 }
 

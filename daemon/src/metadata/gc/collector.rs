@@ -35,8 +35,8 @@ impl Collector {
     /// Collects once, stores below included, and says what was done. Collections of one database
     /// never overlap.
     ///
-    /// Active snapshots younger than `spare` are left alone even when nothing refers to them: a
-    /// client may be about to create the container that will.
+    /// Blobs and active snapshots younger than `spare` are left alone even when nothing refers to
+    /// them: a client may be about to label the blob, or to create the container.
     ///
     /// # Errors
     ///

@@ -46,11 +46,20 @@ pub(super) struct Graph {
     used_at: HashMap<u32, SystemTime>,
 }
 
-/// The time of a collection, and how long it spares fresh snapshots.
+/// The time of a collection, and how long it spares what is fresh.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) now: SystemTime,
     pub(super) spare: Option<Duration>,
+}
+
+impl Moment {
+    /// Whether something created then is still fresh. What was created later than now, because
+    /// the clock was set back, is.
+    fn spares(&self, created_at: SystemTime) -> bool {
+        let age = self.now.duration_since(created_at).unwrap_or_default();
+        self.spare.is_some_and(|spare| age < spare)
+    }
 }
 
 impl Graph {
@@ -64,6 +73,9 @@ impl Graph {
         })?;
         rows::visit(view, Table::Blobs, &within, |digest, row: BlobRow| {
             let id = graph.add(Node::Content(digest.parse()?));
+            if moment.spares(time(row.created_at)) {
+                graph.roots.push(id);
+            }
             graph.add_labels(id, &row.labels);
             Ok(())
         })?;
@@ -149,10 +161,7 @@ impl Graph {
             self.edges.push((id, parent, Edge::Chain));
         }
         let id = self.add(Node::Snapshot { snapshotter, key });
-        if !row.committed
-            && let Some(spare) = moment.spare
-            && moment.now.duration_since(time(row.created_at)).unwrap_or_default() < spare
-        {
+        if !row.committed && moment.spares(time(row.created_at)) {
             self.roots.push(id);
         }
         if let Some(used) = used_at(&row.labels) {

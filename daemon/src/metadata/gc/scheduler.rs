@@ -261,8 +261,8 @@ const PAUSE_THRESHOLD_MAX: f64 = 0.5;
 /// without pause otherwise.
 const COLLECTION_MIN: Duration = Duration::from_millis(5);
 
-/// Age up to which runs that nobody asked for leave active snapshots alone: longer than any client
-/// takes from preparing one to creating the container for it.
+/// Age up to which runs that nobody asked for leave blobs and active snapshots alone: longer than
+/// any client takes from storing one to referring to it.
 const SPARE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
