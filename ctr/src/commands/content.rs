@@ -103,13 +103,7 @@ pub(crate) async fn run(daemon: &Daemon, command: Command) -> Result<()> {
                 output::line(digest);
             }
         }
-        Command::Get { digest } => {
-            let request = ReadContentRequest { digest, offset: 0, size: 0 };
-            let mut stream = client.read(request).await?.into_inner();
-            while let Some(part) = stream.message().await? {
-                output::print(&part.data);
-            }
-        }
+        Command::Get { digest } => print(daemon, &digest).await?,
         Command::Ingest { expected_size, expected_digest, reference } => {
             ingest(daemon, reference, expected_size, expected_digest).await?;
         }
@@ -125,6 +119,16 @@ pub(crate) async fn run(daemon: &Daemon, command: Command) -> Result<()> {
             output::line(output::labels(&info.labels));
         }
         Command::List { quiet, filters } => list(daemon, quiet, filters).await?,
+    }
+    Ok(())
+}
+
+/// Writes a blob to standard output.
+pub(crate) async fn print(daemon: &Daemon, digest: &str) -> Result<()> {
+    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let mut stream = client!(daemon, ContentClient).read(request).await?.into_inner();
+    while let Some(part) = stream.message().await? {
+        output::print(&part.data);
     }
     Ok(())
 }

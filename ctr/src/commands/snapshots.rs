@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 
 use crated_api::FieldMask;
+use crated_api::services::content::v1::DeleteContentRequest;
+use crated_api::services::content::v1::content_client::ContentClient;
+use crated_api::services::diff::v1::DiffRequest;
+use crated_api::services::diff::v1::diff_client::DiffClient;
 use crated_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use crated_api::services::snapshots::v1::{
     CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
@@ -41,6 +45,20 @@ pub(crate) enum Command {
         name: String,
         /// The active snapshot.
         key: String,
+    },
+    /// Write the layer between two snapshots to standard output.
+    Diff {
+        /// Keep the layer in the content store.
+        #[arg(long)]
+        keep: bool,
+        /// The layer's media type.
+        #[arg(long, default_value = "application/vnd.oci.image.layer.v1.tar+gzip")]
+        media_type: String,
+        /// The lower snapshot, or the upper one when it is the only one: then its parent is the
+        /// lower.
+        first: String,
+        /// The upper snapshot.
+        second: Option<String>,
     },
     /// Show all about a snapshot.
     Info {
@@ -120,6 +138,13 @@ pub(crate) async fn run(daemon: &Daemon, arguments: Arguments) -> Result<()> {
                 ..CommitSnapshotRequest::default()
             };
             client.commit(request).await?;
+        }
+        Command::Diff { keep, media_type, first, second } => {
+            let pair = match second {
+                Some(upper) => (first, upper),
+                None => (parent_of(&mut client, &snapshotter, &first).await?, first),
+            };
+            diff(daemon, &snapshotter, pair, media_type, keep).await?;
         }
         Command::Info { key } => info(&mut client, snapshotter, key).await?,
         Command::Label { key, labels } => label(&mut client, snapshotter, key, &labels).await?,
@@ -264,6 +289,78 @@ async fn usage(
     }
     table.print();
     Ok(())
+}
+
+async fn parent_of(
+    client: &mut SnapshotsClient<Transport>,
+    snapshotter: &str,
+    key: &str,
+) -> Result<String> {
+    let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    Ok(client.stat(request).await?.into_inner().info.unwrap_or_default().parent)
+}
+
+/// Has the daemon make the layer that turns the first of `pair` into the second.
+async fn diff(
+    daemon: &Daemon,
+    snapshotter: &str,
+    pair: (String, String),
+    media_type: String,
+    keep: bool,
+) -> Result<()> {
+    let (lower, upper) = pair;
+    let left = look_at(daemon, snapshotter, &lower, "lower").await?;
+    let right = look_at(daemon, snapshotter, &upper, "upper").await?;
+    let labels =
+        if keep { BTreeMap::from([(ROOT_LABEL.to_owned(), now())]) } else { BTreeMap::new() };
+    let request = DiffRequest {
+        left: left.mounts.clone(),
+        right: right.mounts.clone(),
+        media_type,
+        labels,
+        ..DiffRequest::default()
+    };
+    let made = client!(daemon, DiffClient).diff(request).await.map_err(Error::from);
+    for view in [left, right] {
+        if let Some(key) = view.key {
+            remove(daemon, snapshotter, &key).await;
+        }
+    }
+    let digest = made?.into_inner().diff.unwrap_or_default().digest;
+    super::content::print(daemon, &digest).await?;
+    if !keep {
+        let request = DeleteContentRequest { digest };
+        client!(daemon, ContentClient).delete(request).await?;
+    }
+    Ok(())
+}
+
+/// How a snapshot is looked at: as it is when it is active, through a view when it is committed,
+/// and as nothing when it has no name.
+struct Look {
+    mounts: Vec<Mount>,
+    key: Option<String>,
+}
+
+async fn look_at(daemon: &Daemon, snapshotter: &str, name: &str, side: &str) -> Result<Look> {
+    if name.is_empty() {
+        return Ok(Look { mounts: Vec::new(), key: None });
+    }
+    let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: name.to_owned() };
+    let info = client!(daemon, SnapshotsClient).stat(request).await?.into_inner().info;
+    if info.unwrap_or_default().kind() != Kind::Committed {
+        let mounts = mounts(daemon, snapshotter, name).await?;
+        return Ok(Look { mounts, key: None });
+    }
+    let key = format!("ctr-diff-{side}-{}-{name}", std::process::id());
+    let request = ViewSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.clone(),
+        parent: name.to_owned(),
+        labels: BTreeMap::from([(ROOT_LABEL.to_owned(), now())]),
+    };
+    let mounts = client!(daemon, SnapshotsClient).view(request).await?.into_inner().mounts;
+    Ok(Look { mounts, key: Some(key) })
 }
 
 /// Prints each snapshot below its parent.

@@ -13,7 +13,10 @@ use rustix::{
     io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
-use tokio::{io::unix::AsyncFd, task::JoinSet};
+use tokio::{
+    io::unix::AsyncFd,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{Logger, Sink, Target, pump, watch_read, watch_write};
 use crate::{Error, Result, Stdio, console::Console, reaper::Reaper};
@@ -57,6 +60,8 @@ pub struct ProcessIo {
     /// The writing end of the input FIFO: without it a client that detaches
     /// would end the input.
     input_keeper: Mutex<Option<OwnedFd>>,
+    /// What copies a client's keys to the terminal.
+    terminal_input: Mutex<Option<AbortHandle>>,
     loggers: Mutex<Vec<Logger>>,
     console: Mutex<Option<Arc<Console>>>,
 }
@@ -130,10 +135,12 @@ impl ProcessIo {
         if let Target::Path(path) = Target::parse(&stdio.stdin)? {
             let source = self.open_input(&path)?;
             let sink = Sink::Pipe(console.descriptor());
-            // Input goes on until the client ends it; the terminal stays.
-            lock(&self.copies).spawn(async move {
+            // Not among the copies: a client that keeps its end open must not keep the drain
+            // waiting. It goes on until the client ends it or the output has been delivered.
+            let copy = tokio::spawn(async move {
                 report("stdin", pump(&source, &sink).await);
             });
+            *lock(&self.terminal_input) = Some(copy.abort_handle());
         }
         let source = console.descriptor();
         lock(&self.copies).spawn(async move {
@@ -164,6 +171,9 @@ impl ProcessIo {
             tracing::warn!(?deadline, "output still on its way was given up");
         }
         copies.shutdown().await;
+        if let Some(input) = lock(&self.terminal_input).take() {
+            input.abort();
+        }
         *lock(&self.console) = None;
         let loggers = std::mem::take(&mut *lock(&self.loggers));
         for logger in loggers {

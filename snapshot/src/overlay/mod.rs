@@ -163,7 +163,11 @@ impl OverlaySnapshotter {
         let fs = staged.path().join("fs");
         make_dir(&fs, 0o755)?;
         let owner = match (mapping, snapshot.parent_ids.first()) {
-            (Some(mapping), _) if !self.features.id_mapped_mounts => Some(mapping.root()?),
+            // An id-mapped bind maps what it shows. An overlay maps its lowers only: its own
+            // layer, and with it the root, has to belong to the mapped root on disk.
+            (Some(mapping), parent) if parent.is_some() || !self.features.id_mapped_mounts => {
+                Some(mapping.root()?)
+            }
             (_, Some(&parent)) => {
                 let path = self.fs_path(parent);
                 let metadata = path.metadata().map_err(|e| Error::io("stat", &path, e))?;

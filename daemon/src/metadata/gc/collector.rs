@@ -80,6 +80,7 @@ impl Collector {
             let graph = Graph::load(&view, &namespace, moment)?;
             marked.add(namespace, graph);
         }
+        report.spared = marked.spared;
         drop(view);
         meanwhile();
         let garbage = marked.garbage();

@@ -40,6 +40,8 @@ pub(super) struct Graph {
     pub(super) present: Vec<bool>,
     pub(super) edges: Vec<(u32, u32, Edge)>,
     pub(super) roots: Vec<u32>,
+    /// Objects that are roots only because they are fresh.
+    pub(super) fresh: Vec<u32>,
     /// Pairs of an object and one that lives while it does, for whatever reason.
     pub(super) back: Vec<(u32, u32)>,
     conditions: Vec<(u32, u32, Vec<Condition>)>,
@@ -74,7 +76,7 @@ impl Graph {
         rows::visit(view, Table::Blobs, &within, |digest, row: BlobRow| {
             let id = graph.add(Node::Content(digest.parse()?));
             if moment.spares(time(row.created_at)) {
-                graph.roots.push(id);
+                graph.fresh.push(id);
             }
             graph.add_labels(id, &row.labels);
             Ok(())
@@ -162,7 +164,7 @@ impl Graph {
         }
         let id = self.add(Node::Snapshot { snapshotter, key });
         if !row.committed && moment.spares(time(row.created_at)) {
-            self.roots.push(id);
+            self.fresh.push(id);
         }
         if let Some(used) = used_at(&row.labels) {
             self.used_at.insert(id, used);

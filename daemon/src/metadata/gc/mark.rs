@@ -10,6 +10,8 @@ use crate::metadata::Namespace;
 #[derive(Default)]
 pub(super) struct Marked {
     namespaces: HashMap<Namespace, Marks>,
+    /// Objects that nothing but their youth keeps.
+    pub(super) spared: usize,
 }
 
 struct Marks {
@@ -21,7 +23,8 @@ struct Marks {
 impl Marked {
     /// Marks one namespace.
     pub(super) fn add(&mut self, namespace: Namespace, graph: Graph) {
-        let levels = follow(&graph);
+        let (levels, spared) = follow(&graph);
+        self.spared += spared;
         let mut names: Vec<Option<&Node>> = vec![None; graph.present.len()];
         for (node, id) in &graph.ids {
             names[*id as usize] = Some(node);
@@ -71,8 +74,8 @@ impl Marked {
     }
 }
 
-/// The level of each object, by number.
-fn follow(graph: &Graph) -> Vec<Level> {
+/// The level of each object, by number, and how many only their youth keeps.
+fn follow(graph: &Graph) -> (Vec<Level>, usize) {
     let mut edges = graph.edges.clone();
     edges.sort_unstable_by_key(|(from, to, _)| (*from, *to));
     let mut starts = vec![0_usize; graph.present.len() + 1];
@@ -83,22 +86,27 @@ fn follow(graph: &Graph) -> Vec<Level> {
         starts[index] += starts[index - 1];
     }
     let mut levels = vec![Level::None; graph.present.len()];
-    let mut open: Vec<(u32, Level)> = graph.roots.iter().map(|id| (*id, Level::Full)).collect();
-    while let Some((id, level)) = open.pop() {
-        let index = id as usize;
-        // What is not there holds nothing, not even what refers back to it.
-        if !graph.present[index] || levels[index] >= level {
-            continue;
-        }
-        levels[index] = level;
-        for (_, to, edge) in &edges[starts[index]..starts[index + 1]] {
-            match edge {
-                Edge::Full if level == Level::Full => open.push((*to, Level::Full)),
-                Edge::Full => {}
-                Edge::Chain => open.push((*to, level)),
-                Edge::Flat => open.push((*to, Level::Flat)),
+    let spread = |levels: &mut Vec<Level>, roots: &[u32]| {
+        let mut open: Vec<(u32, Level)> = roots.iter().map(|id| (*id, Level::Full)).collect();
+        while let Some((id, level)) = open.pop() {
+            let index = id as usize;
+            // What is not there holds nothing, not even what refers back to it.
+            if !graph.present[index] || levels[index] >= level {
+                continue;
+            }
+            levels[index] = level;
+            for (_, to, edge) in &edges[starts[index]..starts[index + 1]] {
+                match edge {
+                    Edge::Full if level == Level::Full => open.push((*to, Level::Full)),
+                    Edge::Full => {}
+                    Edge::Chain => open.push((*to, level)),
+                    Edge::Flat => open.push((*to, Level::Flat)),
+                }
             }
         }
-    }
-    levels
+    };
+    spread(&mut levels, &graph.roots);
+    let spared = graph.fresh.iter().filter(|id| levels[**id as usize] == Level::None).count();
+    spread(&mut levels, &graph.fresh);
+    (levels, spared)
 }

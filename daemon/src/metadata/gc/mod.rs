@@ -83,6 +83,8 @@ pub struct Report {
     pub blobs_removed: usize,
     /// Snapshots removed from snapshotters.
     pub snapshots_removed: usize,
+    /// Objects that nothing refers to and that were left because they are fresh.
+    pub spared: usize,
     /// How long marking and sweeping took.
     pub elapsed: Duration,
     /// How long the sweep made writers wait.

@@ -60,6 +60,8 @@ struct State {
     mutations: u64,
     deletions: u64,
     waiters: Vec<mpsc::Sender<Outcome>>,
+    /// When what a run spared is no longer fresh, and counts like a deletion.
+    revisit: Option<Instant>,
     runs: u64,
     stopped: bool,
 }
@@ -143,7 +145,12 @@ impl Shared {
             let spare = waiters.is_empty().then_some(SPARE);
             let outcome = collector.collect(spare);
             match &outcome {
-                Ok(report) => pace.succeeded(report.elapsed),
+                Ok(report) => {
+                    pace.succeeded(report.elapsed);
+                    if report.spared > 0 {
+                        lock(&self.state).revisit.get_or_insert(Instant::now() + SPARE);
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "garbage collection failed");
                     pace.failed();
@@ -167,12 +174,16 @@ impl Shared {
                 return None;
             }
             let now = Instant::now();
+            if state.revisit.take_if(|at| *at <= now).is_some() {
+                state.deletions += 1;
+            }
             match pace.decide(now, &state) {
                 Decision::Run => {
                     (state.mutations, state.deletions) = (0, 0);
                     return Some(std::mem::take(&mut state.waiters));
                 }
                 Decision::Wait(until) => {
+                    let until = state.revisit.map_or(until, |at| until.min(at));
                     state = self
                         .changed
                         .wait_timeout(state, until.saturating_duration_since(now))
