@@ -36,9 +36,9 @@ doc:
 deny:
 	.ci/deny
 
-## package: every primitive packs and names no sibling but the mount types
+## package: every primitive packs, and builds from what it packed
 package:
-	for crate in $(PRIMITIVES); do $(CARGO) package --locked --no-verify --allow-dirty -p $$crate || exit 1; done
+	$(CARGO) package --locked --quiet $(addprefix -p ,$(PRIMITIVES))
 
 ci: test fmt clippy doc deny package
 

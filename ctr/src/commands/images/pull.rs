@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// A directory of host configurations, read by the daemon.
     #[arg(long)]
     hosts_dir: Option<String>,
-    /// Registry account, as USER[:PASSWORD].
+    /// Registry account, as `USER[:PASSWORD]`.
     #[arg(short, long)]
     user: Option<String>,
     /// The snapshotter to unpack into.
