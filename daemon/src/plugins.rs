@@ -97,7 +97,7 @@ pub fn fixed() -> Vec<Plugin> {
         Plugin::new(TRANSFER, "local").requires(&[METADATA, DIFFER, STREAMING]).on_host(),
         Plugin::skipped(DIFFER, "erofs"),
     ];
-    for id in ["btrfs", "devmapper", "erofs", "blockfile"] {
+    for id in ["devmapper", "erofs", "blockfile"] {
         plugins.push(Plugin::skipped(SNAPSHOTTER, id));
     }
     for id in SERVICES {

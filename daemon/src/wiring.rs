@@ -20,8 +20,8 @@ use std::sync::Arc;
 use crated_content::LocalStore;
 use crated_exec::shim::{ShimConfig, ShimRuntime, Timeouts};
 use crated_snapshot::{
-    Applier, Differ, NativeSnapshotter, OverlayOptions, OverlaySnapshotter, Snapshotter,
-    TarApplier, WalkingDiffer,
+    Applier, AufsSnapshotter, BtrfsSnapshotter, Differ, NativeSnapshotter, OverlayOptions,
+    OverlaySnapshotter, Snapshotter, TarApplier, WalkingDiffer,
 };
 use tokio::sync::watch;
 use tonic::Status;
@@ -160,7 +160,7 @@ fn snapshots(
     plugins: &mut Vec<Plugin>,
 ) -> Result<BTreeMap<String, Snapshots>> {
     let mut snapshots = BTreeMap::new();
-    for name in ["overlayfs", "native"] {
+    for name in ["overlayfs", "native", "btrfs", "aufs"] {
         if config.is_disabled(SNAPSHOTTER, name) {
             continue;
         }
@@ -188,9 +188,20 @@ fn snapshotter(config: &Config, name: &str) -> crated_snapshot::Result<Opened> {
         true => config.root.join(format!("{SNAPSHOTTER}.{name}")),
         false => path.to_path_buf(),
     };
-    if name == "native" {
-        let root = below_root(&config.plugins.native.root_path);
-        return Ok((Arc::new(NativeSnapshotter::open(&root)?), root, Vec::new()));
+    match name {
+        "native" => {
+            let root = below_root(&config.plugins.native.root_path);
+            return Ok((Arc::new(NativeSnapshotter::open(&root)?), root, Vec::new()));
+        }
+        "btrfs" => {
+            let root = below_root(Path::new(""));
+            return Ok((Arc::new(BtrfsSnapshotter::open(&root)?), root, Vec::new()));
+        }
+        "aufs" => {
+            let root = below_root(Path::new(""));
+            return Ok((Arc::new(AufsSnapshotter::open(&root)?), root, Vec::new()));
+        }
+        _ => {}
     }
     let settings = &config.plugins.overlayfs;
     let root = below_root(&settings.root_path);
