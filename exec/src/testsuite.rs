@@ -97,6 +97,14 @@ pub fn fill_rootfs(rootfs: &Path) {
 }
 
 impl Fixture {
+    /// A named pipe.
+    fn fifo(&self) -> PathBuf {
+        let path = self.dir.join(format!("pipe-{}", fresh_id()));
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        path
+    }
+
     /// Creates a task that runs a script.
     pub async fn create(&self, script: &str, stdio: Stdio) -> crate::Result<Arc<dyn Task>> {
         let id = fresh_id();
@@ -264,9 +272,7 @@ pub async fn a_task_pauses_and_tells_what_it_uses(f: &Fixture) {
 /// Input ends when the client closes it, and not before.
 pub async fn input_ends_when_it_is_closed(f: &Fixture) {
     use std::io::Write;
-    let fifo = f.dir.join(format!("in-{}", fresh_id()));
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let fifo = f.fifo();
     let (path, mut stdio) = f.file("cat");
     stdio.stdin = fifo.display().to_string();
     let task = f.create("exec cat", stdio).await.unwrap();
@@ -280,6 +286,43 @@ pub async fn input_ends_when_it_is_closed(f: &Fixture) {
     assert_eq!(within(task.wait()).await.unwrap().status, 0);
     task.delete().await.unwrap();
     assert_eq!(fs::read_to_string(path).unwrap(), "one\ntwo\n");
+}
+
+/// Input that is closed while a process is being started, or before, still arrives and ends.
+pub async fn input_closed_before_the_start_ends_after_it(f: &Fixture) {
+    let task = f.create("sleep 60", Stdio::default()).await.unwrap();
+    task.start().await.unwrap();
+    let (path, mut stdio) = f.file("early");
+    let input = f.fifo();
+    stdio.stdin = input.display().to_string();
+    let spec = process("exec cat").to_string().into_bytes();
+    let joined = ExecProcess { id: "early".into(), spec, stdio };
+    let joined = task.exec(joined).await.unwrap();
+    // Opening waits for the other side, which opens during the start.
+    let client = std::thread::spawn(move || fs::write(input, "all of it\n").unwrap());
+    joined.close_stdin().await.unwrap();
+    joined.start().await.unwrap();
+    assert_eq!(within(joined.wait()).await.unwrap().status, 0);
+    client.join().unwrap();
+    within(joined.delete()).await.unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), "all of it\n");
+    task.kill(9, true).await.unwrap();
+    within(task.wait()).await.unwrap();
+    task.delete().await.unwrap();
+}
+
+/// A reader that waits for output sees all of it before it sees its end, however quick it is.
+pub async fn a_waiting_reader_gets_all_output(f: &Fixture) {
+    for round in 0..10 {
+        let output = f.fifo();
+        let stdio = Stdio { stdout: output.display().to_string(), ..Stdio::default() };
+        let reader = std::thread::spawn(move || fs::read_to_string(output).unwrap());
+        let task = f.create("echo whole", stdio).await.unwrap();
+        task.start().await.unwrap();
+        within(task.wait()).await.unwrap();
+        within(task.delete()).await.unwrap();
+        assert_eq!(reader.join().unwrap(), "whole\n", "round {round}");
+    }
 }
 
 /// A program that ends at once never loses its exit code.
@@ -338,6 +381,8 @@ macro_rules! runtime_testsuite {
             processes_join_a_task,
             a_task_pauses_and_tells_what_it_uses,
             input_ends_when_it_is_closed,
+            input_closed_before_the_start_ends_after_it,
+            a_waiting_reader_gets_all_output,
             no_exit_code_is_lost,
             an_exit_is_told_at_once,
         );
