@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::progress::Report;
 use super::streaming::{AnyStream, Streams};
 use super::{convert, quick, scope, status};
+use crate::metadata::gc::LABEL_EXPIRE;
 use crate::metadata::{Image, ImageUpdate, Labels, Scope, Target};
 use crate::pipeline::fetch::Fetch;
 use crate::pipeline::pull::{self, Choice, Pull};
@@ -31,9 +32,6 @@ use crate::wiring::Daemon;
 /// How long the lease of a pull lasts if the daemon dies in the middle: as long as clients give
 /// theirs, so that an interrupted pull can go on the next day.
 const LEASE: Duration = Duration::from_secs(24 * 3600);
-
-/// When a lease ends.
-const LABEL_EXPIRE: &str = "containerd.io/gc.expire";
 
 /// Moves images between registries and the daemon.
 #[derive(Clone)]

@@ -93,7 +93,8 @@ pub struct Report {
     pub cleanup: Duration,
 }
 
-pub(super) use self::labels::{LABEL_EXPIRE, LABEL_PREFIX};
+pub use self::labels::LABEL_EXPIRE;
+pub(super) use self::labels::LABEL_PREFIX;
 
 #[cfg(test)]
 mod tests;
