@@ -609,7 +609,7 @@ fn backing_files() -> Vec<String> {
 
 /// The kernel frees a loop device just after the unmount returns.
 fn eventually(mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "not within five seconds");
         std::thread::yield_now();
