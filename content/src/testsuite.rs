@@ -334,11 +334,13 @@ pub fn another_total_starts_over(store: &dyn Store) {
         writer.write_all(&pattern(size_bytes)).unwrap();
         drop(writer);
         assert_eq!(open(store, "layer").status().total, Some(total));
-        let writer = store.writer(&Ingest::new("layer").total(total + 1)).unwrap();
+        let mut writer = store.writer(&Ingest::new("layer").total(total + 1)).unwrap();
         let status = writer.status();
         assert_eq!((status.offset, status.total), (0, Some(total + 1)));
+        let bytes = vec![7; size_bytes * 2 + 1];
+        writer.write_all(&bytes).unwrap();
         let info = writer.commit(&Commit::default()).unwrap();
-        assert_eq!(info.size_bytes, 0);
+        assert_eq!((info.digest.clone(), info.size_bytes), (Digest::of(&bytes), total + 1));
         store.delete(&info.digest).unwrap();
     }
 }

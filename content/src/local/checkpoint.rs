@@ -1,10 +1,11 @@
 //! The hash state of an unfinished ingest, kept beside its data, so that a resumed writer need not
 //! hash from the first byte and knows how much of the data can be trusted.
 //!
-//! The file `checkpoint` holds four slots of 512 bytes. Slots 0 and 1 take turns every 8 MiB and
+//! The file `checkpoint` holds four slots of 512 bytes. Slots 0 and 1 take turns every MiB and
 //! are valid in the *epoch* they were written in: one boot and one mount, within which the kernel
 //! answers for every completed write, also of a process that was killed. Slots 2 and 3 take turns
-//! every 64 MiB, are written after the data they cover has been synced, and are valid always. A
+//! as the ingest grows, are written after the data they cover has been synced, and are valid
+//! always. Which of the two is the parity of the sequence number. A
 //! slot is written by one call and carries a checksum; the slot beside it still holds when one is
 //! torn. Little-endian:
 //!
@@ -140,24 +141,60 @@ impl Checkpoint {
 pub(crate) struct Slots {
     file: File,
     sequence: u64,
+    /// The last of each kind.
+    last: u64,
+    last_synced: u64,
+}
+
+/// A slot on its way to the file.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    file: File,
+    at: u64,
+    bytes: Vec<u8>,
+    synced: bool,
+}
+
+impl Prepared {
+    /// Writes it, and syncs it if it is one that counts after a power cut.
+    pub(crate) fn write(&self) -> io::Result<()> {
+        self.file.write_all_at(&self.bytes, self.at)?;
+        if self.synced { self.file.sync_all() } else { Ok(()) }
+    }
 }
 
 impl Slots {
     /// Continues after the newest of `known`.
     pub(crate) fn new(file: File, known: &[Checkpoint]) -> Self {
-        let sequence = known.iter().map(|slot| slot.sequence).max().unwrap_or(0);
-        Self { file, sequence }
+        let newest = |synced| {
+            let of_kind = known.iter().filter(|slot| slot.synced == synced);
+            of_kind.map(|slot| slot.sequence).max().unwrap_or(0)
+        };
+        let (last, last_synced) = (newest(false), newest(true));
+        Self { file, sequence: last.max(last_synced), last, last_synced }
     }
 
     /// Writes the slot whose turn it is. When `synced` the caller has synced the data, and the slot
     /// is synced as well.
-    pub(crate) fn write(&mut self, mut checkpoint: Checkpoint, synced: bool) -> io::Result<()> {
-        self.sequence += 1;
+    pub(crate) fn write(&mut self, checkpoint: Checkpoint, synced: bool) -> io::Result<()> {
+        self.prepare(checkpoint, synced)?.write()
+    }
+
+    /// The same, to be written later; by then it may no longer be the newest.
+    pub(crate) fn prepare(
+        &mut self,
+        mut checkpoint: Checkpoint,
+        synced: bool,
+    ) -> io::Result<Prepared> {
+        let last = if synced { &mut self.last_synced } else { &mut self.last };
+        // The one after which the other of the two slots of this kind is due.
+        self.sequence += if self.sequence % 2 == *last % 2 { 1 } else { 2 };
+        *last = self.sequence;
         checkpoint.sequence = self.sequence;
         checkpoint.synced = synced;
         let index = self.sequence % 2 + if synced { 2 } else { 0 };
-        self.file.write_all_at(&checkpoint.encode(), index * SLOT_SIZE_BYTES as u64)?;
-        if synced { self.file.sync_all() } else { Ok(()) }
+        let at = index * SLOT_SIZE_BYTES as u64;
+        Ok(Prepared { file: self.file.try_clone()?, at, bytes: checkpoint.encode(), synced })
     }
 
     /// Makes every slot invalid, for a data file that starts over.
@@ -240,6 +277,27 @@ mod tests {
         ) {
             decode(&bytes);
         }
+    }
+
+    #[test]
+    fn slots_of_a_kind_take_turns_however_the_kinds_alternate() {
+        let file = tempfile::tempfile().unwrap();
+        let mut slots = Slots::new(file.try_clone().unwrap(), &[]);
+        let mut last = [None; 2];
+        for synced in [false, true, true, false, true, false, false, true, false, true] {
+            let prepared = slots.prepare(checkpoint(Algorithm::Sha256, b""), synced).unwrap();
+            let before = last[usize::from(synced)].replace(prepared.at);
+            assert_ne!(before, Some(prepared.at));
+            assert_eq!(prepared.at >= 2 * SLOT_SIZE_BYTES as u64, synced);
+            prepared.write().unwrap();
+        }
+        let mut bytes = vec![0; FILE_SIZE_BYTES_MAX as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let known = decode(&bytes);
+        let mut again = Slots::new(file, &known);
+        let next = again.prepare(checkpoint(Algorithm::Sha256, b""), true).unwrap();
+        assert_ne!(last[1], Some(next.at), "the newest synced slot is not overwritten");
+        assert!(known.iter().all(|slot| slot.sequence < again.sequence));
     }
 
     #[test]

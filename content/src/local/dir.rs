@@ -1,7 +1,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,6 +70,33 @@ impl Dir {
         }
         // One name without a slash, opened without following links: only mounts go unnoticed.
         Ok(rustix::fs::openat(&self.fd, name, flags, mode)?)
+    }
+
+    /// An empty file in no directory, to be given a name in this one; `None` where the filesystem
+    /// has no such thing.
+    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<Option<File>> {
+        use rustix::io::Errno;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, c".", flags, Mode::from_raw_mode(mode)) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a file without a name its first. Fails with `AlreadyExists` if `name` is taken.
+    pub(crate) fn link_unnamed(&self, file: &File, name: &str) -> io::Result<()> {
+        use rustix::io::Errno;
+        debug_assert!(is_single_name(name), "{name:?} would leave {}", self.path.display());
+        match rustix::fs::linkat(file, c"", &self.fd, name, AtFlags::EMPTY_PATH) {
+            // What an older kernel says to those without CAP_DAC_READ_SEARCH.
+            Err(Errno::NOENT) => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let follow = AtFlags::SYMLINK_FOLLOW;
+                Ok(rustix::fs::linkat(rustix::fs::CWD, path, &self.fd, name, follow)?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// What `name` is, not following a link.

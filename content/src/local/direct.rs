@@ -8,14 +8,19 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FallocateFlags;
 
-use crate::sys::{ALIGNMENT_BYTES, BUFFER_SIZE_BYTES, BUFFERS, Lane};
+use crate::Hasher;
+use crate::local::hashing::Hashing;
+use crate::local::sink::{CHECKPOINT_SIZE_BYTES, PIECE_SIZE_BYTES};
+use crate::sys::{ALIGNMENT_BYTES, BUFFER_SIZE_BYTES, Lane};
 
 /// The data file of one ingest, written in whole aligned buffers ahead of which it is extended.
 ///
-/// After an error the file holds an unknown mixture behind [`landed`](Self::landed): the ingest
-/// has to fall back to its last checkpoint.
+/// After an error the file holds an unknown mixture behind what has [landed](Self::landed): the
+/// ingest has to fall back to its last checkpoint.
 #[derive(Debug)]
 pub(crate) struct Direct {
+    /// Dropped before the lane, whose buffers it reads, goes to the next writer.
+    hashing: Hashing,
     lane: Lease,
     /// Opened with `O_DIRECT`.
     direct: File,
@@ -24,9 +29,11 @@ pub(crate) struct Direct {
     /// The buffer being filled.
     current: usize,
     filled: usize,
+    /// How much of `current` has been handed over to be hashed.
+    hashed: usize,
     /// Where `current` belongs in the file; a multiple of the alignment.
     start: u64,
-    flights: [Option<Flight>; BUFFERS],
+    flights: Vec<Option<Flight>>,
     /// Length of the file, at least as far as any write in flight.
     extended: u64,
     total: Option<u64>,
@@ -39,21 +46,35 @@ struct Flight {
 }
 
 impl Direct {
-    /// Continues at `offset`; the file holds that many bytes.
+    /// Continues behind the bytes `hasher` has seen, which the file holds.
     pub(crate) fn new(
         mut lane: Lease,
         direct: File,
         plain: File,
-        offset: u64,
+        hasher: Hasher,
         total: Option<u64>,
     ) -> io::Result<Self> {
+        let offset = hasher.size_bytes();
         let filled = (offset % ALIGNMENT_BYTES as u64) as usize;
         let start = offset - filled as u64;
-        let current = lane.get().free().expect("a leased lane is idle");
-        plain.read_exact_at(&mut lane.get().buffer(current)[..filled], start)?;
-        let flights = [None; BUFFERS];
-        let mut sink =
-            Self { lane, direct, plain, current, filled, start, flights, extended: offset, total };
+        let buffer = lane.get().fill(0).expect("a leased lane is idle");
+        plain.read_exact_at(&mut buffer[..filled], start)?;
+        let beside =
+            total.is_none_or(|total| total >= offset.saturating_add(BESIDE_SIZE_BYTES_MIN));
+        let flights = vec![None; lane.get().len()];
+        let mut sink = Self {
+            hashing: Hashing::new(hasher, CHECKPOINT_SIZE_BYTES, beside),
+            lane,
+            direct,
+            plain,
+            current: 0,
+            filled,
+            hashed: filled,
+            start,
+            flights,
+            extended: offset,
+            total,
+        };
         if let Some(total) = total.filter(|total| *total > offset) {
             sink.extend(total)?;
         }
@@ -62,24 +83,36 @@ impl Direct {
 
     /// Takes as much of `bytes` as the current buffer holds.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.filled == BUFFER_SIZE_BYTES {
+        if self.filled == self.room() {
             self.submit()?;
         }
-        let buffer = &mut self.lane.get().buffer(self.current)[self.filled..];
-        let count = buffer.len().min(bytes.len());
-        buffer[..count].copy_from_slice(&bytes[..count]);
+        let mut count = bytes.len().min(self.room() - self.filled);
+        if self.hashing.is_here() {
+            count = count.min(PIECE_SIZE_BYTES);
+        }
+        self.fill_current()?[..count].copy_from_slice(&bytes[..count]);
         self.filled += count;
-        if self.filled == BUFFER_SIZE_BYTES {
+        if self.hashing.is_here() {
+            self.hash()?;
+        }
+        if self.filled == self.room() {
             self.submit()?;
         }
         Ok(count)
     }
 
-    /// How many bytes from the start are in the file whatever happens to this process.
-    pub(crate) fn landed(&mut self) -> io::Result<u64> {
+    /// The hash of all bytes taken.
+    pub(crate) fn state(&mut self) -> io::Result<Hasher> {
+        self.hash()?;
+        self.hashing.state()
+    }
+
+    /// The newest state at a multiple of [`CHECKPOINT_SIZE_BYTES`] all bytes of which are in the
+    /// file whatever happens to this process; each once.
+    pub(crate) fn landed(&mut self) -> io::Result<Option<Hasher>> {
         while self.reap(false)? {}
         let oldest = self.flights.iter().flatten().map(|flight| flight.offset).min();
-        Ok(oldest.unwrap_or(self.start))
+        Ok(self.hashing.newest(oldest.unwrap_or(self.start)))
     }
 
     /// Completes every write and gives the file its true length. Writing may go on afterwards.
@@ -89,15 +122,21 @@ impl Direct {
         // buffer replaces it: the kernel drops cached pages a direct write covers.
         let tail = &self.lane.get().buffer(self.current)[..self.filled];
         self.plain.write_all_at(tail, self.start)?;
-        self.extended = self.start + self.filled as u64;
-        self.plain.set_len(self.extended)
+        let end = self.start + self.filled as u64;
+        if end != self.extended {
+            self.plain.set_len(end)?;
+            self.extended = end;
+        }
+        Ok(())
     }
 
     /// Forgets all bytes.
     pub(crate) fn truncate(&mut self) -> io::Result<()> {
         while self.reap(true)? {}
         self.plain.set_len(0)?;
-        (self.filled, self.start, self.extended) = (0, 0, 0);
+        let empty = Hasher::new(self.hashing.state()?.algorithm());
+        self.hashing = Hashing::new(empty, CHECKPOINT_SIZE_BYTES, !self.hashing.is_here());
+        (self.filled, self.hashed, self.start, self.extended) = (0, 0, 0, 0);
         match self.total {
             Some(total) => self.extend(total),
             None => Ok(()),
@@ -108,23 +147,57 @@ impl Direct {
         &self.plain
     }
 
+    /// How much of the current buffer is used: later ones begin at multiples of their size, so that
+    /// one ends at every checkpoint.
+    fn room(&self) -> usize {
+        BUFFER_SIZE_BYTES - (self.start % BUFFER_SIZE_BYTES as u64) as usize
+    }
+
+    /// The free part of the current buffer, once nobody reads what is before it.
+    fn fill_current(&mut self) -> io::Result<&mut [u8]> {
+        let (current, filled) = (self.current, self.filled);
+        self.claim(current)?;
+        let buffer = self.lane.get().fill(current).expect("claimed just now");
+        Ok(&mut buffer[filled..])
+    }
+
+    /// Waits until nobody reads the buffer.
+    fn claim(&mut self, index: usize) -> io::Result<()> {
+        while self.lane.get().fill(index).is_none() {
+            match self.lane.get().is_in_flight(index) {
+                true => {
+                    self.reap(true)?;
+                }
+                false => self.hashing.wait()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what is in the current buffer to be hashed.
+    fn hash(&mut self) -> io::Result<()> {
+        if self.hashed < self.filled {
+            let buffer = self.lane.get().buffer(self.current);
+            self.hashing.update(buffer, self.hashed..self.filled)?;
+            self.hashed = self.filled;
+        }
+        Ok(())
+    }
+
     fn submit(&mut self) -> io::Result<()> {
-        let end = self.start + BUFFER_SIZE_BYTES as u64;
+        let end = self.start + self.filled as u64;
         if end > self.extended {
             // Writes that extend the file are taken one at a time by the kernel.
             self.extend(end.max(self.extended + EXTENSION_SIZE_BYTES))?;
         }
         let (index, len) = (self.current, self.filled);
+        self.hash()?;
         self.flights[index] = Some(Flight { offset: self.start, len });
         self.lane.get().submit(&self.direct, index, len, self.start)?;
-        (self.start, self.filled) = (end, 0);
+        (self.start, self.filled, self.hashed) = (end, 0, 0);
         while self.reap(false)? {}
-        self.current = loop {
-            match self.lane.get().free() {
-                Some(free) => break free,
-                None => self.reap(true)?,
-            };
-        };
+        // In turn, since that is the order in which they are hashed.
+        self.current = (index + 1) % self.lane.get().len();
         Ok(())
     }
 
@@ -201,11 +274,14 @@ struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), out: 0 });
 
-/// At most 8 x 4 MiB of buffers; further writers use the page cache.
-const LANES_MAX: usize = 8;
+/// At most 6 x 8 MiB of buffers; further writers use the page cache.
+const LANES_MAX: usize = 6;
 
-/// Kept for the next writer: enough to spare an image's layers the set-up, at 8 MiB.
+/// Kept for the next writer: enough to spare an image's layers the set-up, at 16 MiB.
 const IDLE_LANES_MAX: usize = 2;
+
+/// Below this a thread that hashes costs more than it saves.
+const BESIDE_SIZE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// How far the file is extended ahead when its final length is unknown.
 const EXTENSION_SIZE_BYTES: u64 = 64 * 1024 * 1024;

@@ -9,7 +9,8 @@ use rustix::fs::{FlockOperation, OFlags, Stat};
 
 use crate::error::{Error, Result};
 use crate::local::dir::{Dir, fail, is_absent, is_regular};
-use crate::{Algorithm, Digest};
+use crate::local::probe;
+use crate::{Algorithm, Digest, sys};
 
 /// The directories of a store, held open, and the lock on its root.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Layout {
     blobs: Vec<Dir>,
     labels: Vec<Dir>,
     next_temporary: AtomicU64,
+    /// See [`probe::journal_keeps_order`].
+    pub(crate) journal_keeps_order: bool,
     omitted: Option<OmittedSync>,
     /// Locked for as long as it is open.
     _lock: File,
@@ -66,6 +69,7 @@ impl Layout {
             quarantine: root.create_dir("quarantine", 0o700)?,
             blobs: per_algorithm(&blobs)?,
             labels: per_algorithm(&labels)?,
+            journal_keeps_order: probe::journal_keeps_order(&root),
             root,
             next_temporary: AtomicU64::new(0),
             omitted,
@@ -147,10 +151,36 @@ impl Layout {
         Ok((name, file))
     }
 
+    /// Removes one of those again. Should that fail, the next start clears it.
+    pub(crate) fn drop_temporary(&self, name: &str) {
+        if let Err(error) = self.temporary.remove_file(name)
+            && !is_absent(&error)
+        {
+            tracing::warn!(name, %error, "cannot remove temporary file");
+        }
+    }
+
     pub(crate) fn sync_file(&self, file: &File) -> io::Result<()> {
         match self.omitted {
             Some(OmittedSync::Data) => Ok(()),
             _ => file.sync_all(),
+        }
+    }
+
+    /// Sends the data of a file on its way to the disk.
+    pub(crate) fn start_writing(&self, file: &File) -> io::Result<()> {
+        match self.omitted {
+            Some(OmittedSync::Data) => Ok(()),
+            _ => sys::start_writing(file),
+        }
+    }
+
+    /// Waits until the data of a file has reached the disk. It survives a power cut once something
+    /// that was done later is durable, on a filesystem whose journal keeps order.
+    pub(crate) fn finish_writing(&self, file: &File) -> io::Result<()> {
+        match self.omitted {
+            Some(OmittedSync::Data) => Ok(()),
+            _ => sys::finish_writing(file),
         }
     }
 

@@ -27,8 +27,8 @@
 //!
 //! An unfinished ingest is durable when its writer is dropped. If the process is killed instead,
 //! the next resumes at most 8 MiB before the last byte taken; after a power cut, or when the
-//! filesystem was mounted anew in between, at most the last 64 MiB are gone, and an ingest still
-//! shorter than that altogether. What resumes is a prefix of what was written, never anything
+//! filesystem was mounted anew in between, what came after the last sync is gone: the last 64 MiB
+//! or the last second or two, whichever is more. What resumes is a prefix of what was written, never anything
 //! else. Up to 64 KiB are kept in memory until the writer is dropped and go with a killed process.
 //!
 //! # Page cache
@@ -42,6 +42,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -57,14 +58,15 @@ use crate::local::round::Rounds;
 use crate::local::writer::{Fate, Live, LocalWriter};
 use crate::lock::Locks;
 use crate::{
-    Algorithm, Digest, Info, Ingest, IngestManager, Ingester, LabelUpdate, Manager, Provider,
-    ReaderAt, Status, Writer, check,
+    Algorithm, Digest, Info, Ingest, IngestManager, Ingester, LabelUpdate, Labels, Manager,
+    Provider, ReaderAt, Status, Writer, check,
 };
 
 mod busy;
 mod checkpoint;
 mod dir;
 mod direct;
+mod hashing;
 mod ingest;
 mod labels;
 mod layout;
@@ -72,6 +74,7 @@ mod probe;
 mod round;
 mod scrub;
 mod sink;
+mod syncing;
 mod timestamp;
 mod writer;
 
@@ -163,6 +166,7 @@ impl Builder {
             live: Mutex::default(),
             busy: Busy::default(),
             rounds: Rounds::default(),
+            hashed_again: AtomicU64::new(0),
         };
         Ok(LocalStore { inner: Arc::new(inner) })
     }
@@ -180,6 +184,8 @@ pub(crate) struct Inner {
     live: Mutex<BTreeMap<String, Arc<Live>>>,
     busy: Busy,
     rounds: Rounds,
+    /// Bytes read back to restore the hash of resumed ingests.
+    hashed_again: AtomicU64,
 }
 
 impl LocalStore {
@@ -195,6 +201,12 @@ impl LocalStore {
     /// Options to open a store with.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// How many bytes were read back since the store was opened to restore the hash of ingests
+    /// that were resumed: at most 8 MiB for each, unless their algorithm is blake3.
+    pub fn bytes_hashed_again(&self) -> u64 {
+        self.inner.hashed_again.load(Ordering::Relaxed)
     }
 
     /// Drops ingests nobody writes to whose last byte arrived longer than `older_than` ago, and
@@ -222,6 +234,10 @@ impl LocalStore {
 }
 
 impl Inner {
+    fn count_hashed_again(&self, size_bytes: u64) {
+        self.hashed_again.fetch_add(size_bytes, Ordering::Relaxed);
+    }
+
     /// Drops one ingest if it is old and nobody writes to it. Returns its reference, unless it was
     /// a remainder without one.
     fn collect_ingest(
@@ -274,14 +290,6 @@ impl Inner {
         }
     }
 
-    fn drop_temporary(&self, name: &str) {
-        if let Err(error) = self.layout.temporary.remove_file(name)
-            && !is_absent(&error)
-        {
-            tracing::warn!(name, %error, "cannot remove temporary file");
-        }
-    }
-
     /// The way to the disk for an ingest of `total` bytes.
     fn backend_for(&self, total: Option<u64>) -> Backend {
         let large = total.is_none_or(|total| total >= URING_SIZE_BYTES_MIN);
@@ -303,15 +311,13 @@ impl Inner {
 
     fn info_of(&self, digest: &Digest) -> Result<Info> {
         let stat = self.layout.stat_blob(digest)?;
-        let (labels, changed_at) = labels::read(&self.layout, digest)?;
-        let created_at = modified(&stat);
-        Ok(Info {
-            digest: digest.clone(),
-            size_bytes: stat.st_size as u64,
-            created_at,
-            updated_at: changed_at.map_or(created_at, |at| at.max(created_at)),
-            labels,
-        })
+        Ok(info(digest, &stat, labels::read(&self.layout, digest)?))
+    }
+
+    /// The same of a blob that has no labels, which its holder knows.
+    fn unlabelled_info_of(&self, digest: &Digest) -> Result<Info> {
+        let stat = self.layout.stat_blob(digest)?;
+        Ok(info(digest, &stat, (Labels::new(), None)))
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Live>>> {
@@ -505,6 +511,18 @@ impl ReaderAt for FileReader {
             }
         }
         Ok(count)
+    }
+}
+
+fn info(digest: &Digest, stat: &Stat, labels: (Labels, Option<SystemTime>)) -> Info {
+    let (labels, changed_at) = labels;
+    let created_at = modified(stat);
+    Info {
+        digest: digest.clone(),
+        size_bytes: stat.st_size as u64,
+        created_at,
+        updated_at: changed_at.map_or(created_at, |at| at.max(created_at)),
+        labels,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::local::dir::Dir;
 use crate::local::ingest::{self, Record};
 use crate::local::round::{Failure, Job, Source};
 use crate::local::sink::Sink;
+use crate::local::syncing::Syncing;
 use crate::local::{Backend, Inner, labels, timestamp};
 use crate::lock::Guard;
 use crate::{
@@ -53,7 +54,9 @@ pub(crate) struct LocalWriter {
     store: Arc<Inner>,
     live: Arc<Live>,
     ingest: Ingest,
-    hasher: Hasher,
+    algorithm: Algorithm,
+    /// Bytes so far.
+    taken: u64,
     body: Body,
     /// Set by the first failed write: what was taken since the last checkpoint is uncertain.
     broken: bool,
@@ -63,7 +66,7 @@ pub(crate) struct LocalWriter {
 
 #[derive(Debug)]
 enum Body {
-    Small(Vec<u8>),
+    Small(Arc<Vec<u8>>, Box<Hasher>),
     Spilled(Box<Spilled>),
     /// Committed or given up.
     Gone,
@@ -75,10 +78,7 @@ struct Spilled {
     dir: Arc<Dir>,
     sink: Sink,
     slots: Slots,
-    /// Waits for its bytes to land in the file.
-    pending: Option<Checkpoint>,
-    /// Where the next hash state is kept, in bytes from the start.
-    next_checkpoint: u64,
+    syncing: Syncing,
     dir_is_synced: bool,
     /// Where this writer began, when everything before is known to be synced; a value no offset
     /// has otherwise.
@@ -107,13 +107,14 @@ impl LocalWriter {
             // Whatever else bears the name is no ingest of ours.
             store.remove_ingest(&key)?;
             let small = ingest.total.is_none_or(|total| total <= SMALL_SIZE_BYTES as u64);
-            let hasher = Hasher::new(algorithm(ingest.expected.as_ref()));
+            let algorithm = algorithm(ingest.expected.as_ref());
             let mut writer = Self {
                 live: live(status),
                 store,
                 ingest,
-                hasher,
-                body: Body::Small(Vec::new()),
+                algorithm,
+                taken: 0,
+                body: Body::Small(Arc::default(), Box::new(Hasher::new(algorithm))),
                 broken: false,
                 _guard: guard,
             };
@@ -137,12 +138,13 @@ impl LocalWriter {
         (status.started_at, status.updated_at) = (record.started_at, record.updated_at);
         ingest.total = status.total;
         ingest.expected = status.expected.clone();
-        let (spilled, hasher) = resume(&store, &key, &ingest, &status, &record)?;
+        let spilled = resume(&store, &key, &ingest, &status, &record)?;
         Ok(Self {
+            algorithm: algorithm(ingest.expected.as_ref()),
+            taken: status.offset,
             live: live(status),
             store,
             ingest,
-            hasher,
             body: Body::Spilled(Box::new(spilled)),
             broken: false,
             _guard: guard,
@@ -159,7 +161,7 @@ impl LocalWriter {
         if state.fate == Fate::Aborted {
             return Err(Error::IngestNotFound(self.ingest.reference.clone()));
         }
-        let Body::Small(bytes) = &self.body else { return Ok(()) };
+        let Body::Small(bytes, _) = &self.body else { return Ok(()) };
         let parent = &self.store.layout.ingest;
         let key = ingest::key(&self.ingest.reference);
         let dir = parent.create_dir(&key, 0o755)?;
@@ -167,9 +169,9 @@ impl LocalWriter {
         let failed = || dir.fail("write", "data");
         let backend = self.store.backend_for(self.ingest.total);
         let total = self.ingest.total;
-        let sink = Sink::open(&dir, "data", 0, total, backend).map_err(failed())?;
-        let mut spilled = Spilled::new(Arc::new(dir), sink, slots, 0);
-        let empty = Hasher::new(self.hasher.algorithm());
+        let empty = Hasher::new(self.algorithm);
+        let sink = Sink::open(&dir, "data", empty.clone(), total, backend).map_err(failed())?;
+        let mut spilled = Spilled::new(Arc::new(dir), sink, slots);
         let start = Checkpoint::of(&empty, spilled.sink.length_is_progress(), self.store.epoch);
         let dir = Arc::clone(&spilled.dir);
         let failed = || dir.fail("write", "data");
@@ -184,12 +186,13 @@ impl LocalWriter {
         Ok(())
     }
 
-    /// Takes all of `bytes`, hashing each piece while it is in cache.
+    /// Takes all of `bytes`.
     fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if let Body::Small(buffer) = &mut self.body {
+        if let Body::Small(buffer, hasher) = &mut self.body {
             if buffer.len() + bytes.len() <= SMALL_SIZE_BYTES {
-                buffer.extend_from_slice(bytes);
-                self.hasher.update(bytes);
+                Arc::make_mut(buffer).extend_from_slice(bytes);
+                hasher.update(bytes);
+                self.taken += bytes.len() as u64;
                 return Ok(());
             }
             self.spill().map_err(into_io)?;
@@ -198,25 +201,29 @@ impl LocalWriter {
             return Err(io::ErrorKind::NotFound.into());
         };
         while !bytes.is_empty() {
-            let room = spilled.next_checkpoint - self.hasher.size_bytes();
-            let piece = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-            let count = spilled.sink.write(&bytes[..piece])?;
-            self.hasher.update(&bytes[..count]);
+            let count = spilled.sink.write(bytes)?;
             bytes = &bytes[count..];
-            if self.hasher.size_bytes() == spilled.next_checkpoint {
-                let by_length = spilled.sink.length_is_progress();
-                let reached = Checkpoint::of(&self.hasher, by_length, self.store.epoch);
-                spilled.pending = Some(reached);
-                spilled.next_checkpoint += CHECKPOINT_SIZE_BYTES;
-            }
+            self.taken += count as u64;
             spilled.keep_checkpoint(&self.store)?;
         }
         Ok(())
     }
 
-    fn taken(&self, size_bytes: u64) {
+    /// The hash of everything taken.
+    fn state(&mut self) -> Result<Hasher> {
+        match &mut self.body {
+            Body::Small(_, hasher) => Ok((**hasher).clone()),
+            Body::Spilled(spilled) => {
+                spilled.sink.state().map_err(spilled.dir.fail("hash", "data"))
+            }
+            Body::Gone => Err(Error::IngestNotFound(self.ingest.reference.clone())),
+        }
+    }
+
+    /// Tells the rest of the store how far the ingest came.
+    fn report(&self) {
         let mut state = self.live.lock();
-        state.status.offset = size_bytes;
+        state.status.offset = self.taken;
         state.status.updated_at = SystemTime::now();
     }
 
@@ -230,10 +237,10 @@ impl LocalWriter {
     /// The digest of everything taken, under another algorithm than the running one.
     fn rehash(&self, algorithm: Algorithm) -> Result<Digest> {
         match &self.body {
-            Body::Small(bytes) => Ok(Digest::of_with(algorithm, bytes)),
+            Body::Small(bytes, _) => Ok(Digest::of_with(algorithm, bytes)),
             Body::Spilled(spilled) => {
                 let mut hasher = Hasher::new(algorithm);
-                hash_file(spilled.sink.file(), &mut hasher, self.hasher.size_bytes())
+                hash_file(spilled.sink.file(), &mut hasher, self.taken)
                     .map_err(spilled.dir.fail("read", "data"))?;
                 Ok(hasher.digest())
             }
@@ -243,17 +250,8 @@ impl LocalWriter {
 
     /// Publishes what was verified. The digest is held by the caller.
     fn publish(&mut self, digest: &Digest) -> Result<()> {
-        let mut temporary = None;
-        let (source, unsynced) = match &mut self.body {
-            Body::Small(bytes) => {
-                let (name, mut file) = self.store.layout.create_temporary(0o444)?;
-                temporary = Some(name.clone());
-                if let Err(error) = file.write_all(bytes) {
-                    self.store.drop_temporary(&name);
-                    return Err(self.store.layout.temporary.fail("write", &name)(error));
-                }
-                (Source::Temporary(name), Some(file))
-            }
+        let source = match &mut self.body {
+            Body::Small(bytes, _) => Source::Bytes(Arc::clone(bytes)),
             Body::Spilled(spilled) => {
                 let file = spilled.sink.file();
                 let failed = || spilled.dir.fail("seal", "data");
@@ -261,7 +259,7 @@ impl LocalWriter {
                 rustix::fs::futimens(file, &labels::touch())
                     .map_err(spilled.dir.fail("seal", "data"))?;
                 let file = file.try_clone().map_err(failed())?;
-                let unsynced = if self.hasher.size_bytes() > JOINT_SYNC_SIZE_BYTES_MAX {
+                let unsynced = if self.taken > JOINT_SYNC_SIZE_BYTES_MAX {
                     // On this thread, beside those of other large blobs.
                     if let Err(error) = self.store.layout.sync_file(&file) {
                         let error = spilled.dir.fail("sync", "data")(error);
@@ -271,17 +269,12 @@ impl LocalWriter {
                 } else {
                     Some(file)
                 };
-                (Source::Ingest(Arc::clone(&spilled.dir)), unsynced)
+                Source::Ingest(Arc::clone(&spilled.dir), unsynced)
             }
             Body::Gone => return Err(Error::IngestNotFound(self.ingest.reference.clone())),
         };
-        let job = Job { digest: digest.clone(), source, unsynced };
+        let job = Job { digest: digest.clone(), source };
         let outcome = self.store.rounds.publish(&self.store.layout, job);
-        if outcome.is_err()
-            && let Some(name) = temporary
-        {
-            self.store.drop_temporary(&name);
-        }
         outcome.map_err(|failure| match failure {
             Failure::Sync(error) => self.lose(error),
             Failure::Missing => Error::IngestNotFound(self.ingest.reference.clone()),
@@ -317,8 +310,15 @@ impl LocalWriter {
             self.broken = true;
             return Err(failed(error));
         }
-        let size_bytes = self.hasher.size_bytes();
-        let digest = check::commit(commit, size_bytes, self.hasher.digest(), || {
+        if let Body::Spilled(spilled) = &mut self.body
+            && let Err(error) = spilled.syncing.finish()
+        {
+            let error = failed(error);
+            return Err(self.lose(error));
+        }
+        let size_bytes = self.taken;
+        let digest = self.state()?.digest();
+        let digest = check::commit(commit, size_bytes, digest, || {
             self.rehash(algorithm(commit.digest.as_ref()))
         })?;
         {
@@ -340,7 +340,10 @@ impl LocalWriter {
             labels::write(&store.layout, &digest, &labels)?;
         }
         self.publish(&digest)?;
-        let info = store.info_of(&digest)?;
+        let info = match labels.is_empty() {
+            true => store.unlabelled_info_of(&digest)?,
+            false => store.info_of(&digest)?,
+        };
         drop(held);
         self.discard();
         Ok(info)
@@ -363,7 +366,7 @@ impl LocalWriter {
         if self.live.lock().fate == Fate::Aborted {
             return Ok(());
         }
-        if matches!(self.body, Body::Small(_)) {
+        if matches!(self.body, Body::Small(..)) {
             self.spill()?;
         }
         let Body::Spilled(spilled) = &mut self.body else { return Ok(()) };
@@ -372,15 +375,15 @@ impl LocalWriter {
         }
         let dir = Arc::clone(&spilled.dir);
         spilled.sink.settle().map_err(dir.fail("write", "data"))?;
-        if self.hasher.size_bytes() == spilled.synced {
-            let closed = Checkpoint::of(&self.hasher, true, self.store.epoch);
+        let state = spilled.sink.state().map_err(dir.fail("hash", "data"))?;
+        let closed = Checkpoint::of(&state, true, self.store.epoch);
+        if self.taken == spilled.synced {
             spilled.slots.write(closed, false).map_err(dir.fail("write", "checkpoint"))?;
             return Ok(());
         }
         if let Err(error) = spilled.sync(&self.store) {
             return Err(self.lose(dir.fail("sync", "data")(error)));
         }
-        let closed = Checkpoint::of(&self.hasher, true, self.store.epoch);
         spilled.slots.write(closed, true).map_err(dir.fail("write", "checkpoint"))?;
         let updated_at = timestamp::format(self.live.lock().status.updated_at);
         dir.write_small("updatedat", updated_at.as_bytes())
@@ -396,7 +399,7 @@ fn resume(
     ingest: &Ingest,
     status: &Status,
     record: &Record,
-) -> Result<(Spilled, Hasher)> {
+) -> Result<Spilled> {
     let parent = &store.layout.ingest;
     let dir = parent.open_dir(key).map_err(parent.fail("open", key))?;
     let failed = || dir.fail("resume", "data");
@@ -405,6 +408,7 @@ fn resume(
     let saved = record.checkpoint.as_ref().and_then(|saved| saved.hasher(algorithm));
     let mut hasher = saved.unwrap_or_else(|| Hasher::new(algorithm));
     let data = dir.read_file("data").map_err(failed())?;
+    store.count_hashed_again(offset.saturating_sub(hasher.size_bytes()));
     hash_file(&data, &mut hasher, offset).map_err(failed())?;
     // A commit that failed late has sealed it.
     data.set_permissions(PermissionsExt::from_mode(0o644)).map_err(failed())?;
@@ -417,17 +421,17 @@ fn resume(
     file.set_len(offset).map_err(failed())?;
     let resumed = Checkpoint::of(&hasher, by_length, store.epoch);
     slots.write(resumed.clone(), false).map_err(dir.fail("write", "checkpoint"))?;
-    let sink = Sink::open(&dir, "data", offset, ingest.total, backend).map_err(failed())?;
+    let sink = Sink::open(&dir, "data", hasher, ingest.total, backend).map_err(failed())?;
     if sink.length_is_progress() != by_length {
         let mut resumed = resumed;
         resumed.length_is_progress = sink.length_is_progress();
         slots.write(resumed, false).map_err(dir.fail("write", "checkpoint"))?;
     }
-    let mut spilled = Spilled::new(Arc::new(dir), sink, slots, offset);
+    let mut spilled = Spilled::new(Arc::new(dir), sink, slots);
     if record.checkpoint.as_ref().is_some_and(|saved| saved.synced && saved.offset == offset) {
         spilled.synced = offset;
     }
-    Ok((spilled, hasher))
+    Ok(spilled)
 }
 
 /// Feeds `hasher` from where it stands up to `end`.
@@ -443,28 +447,37 @@ fn hash_file(file: &std::fs::File, hasher: &mut Hasher, end: u64) -> io::Result<
 }
 
 impl Spilled {
-    fn new(dir: Arc<Dir>, sink: Sink, slots: Slots, offset: u64) -> Self {
-        let next_checkpoint = (offset / CHECKPOINT_SIZE_BYTES + 1) * CHECKPOINT_SIZE_BYTES;
-        let (pending, dir_is_synced, synced) = (None, false, u64::MAX);
-        Self { dir, sink, slots, pending, next_checkpoint, dir_is_synced, synced }
+    fn new(dir: Arc<Dir>, sink: Sink, slots: Slots) -> Self {
+        let syncing = Syncing::new();
+        Self { dir, sink, slots, syncing, dir_is_synced: false, synced: u64::MAX }
     }
 
-    /// Writes the pending checkpoint once every byte it covers is in the file.
-    fn keep_checkpoint(&mut self, store: &Inner) -> io::Result<()> {
-        let Some(pending) = &self.pending else { return Ok(()) };
-        if self.sink.landed()? < pending.offset {
+    /// Writes a checkpoint once every byte it covers is in the file.
+    fn keep_checkpoint(&mut self, store: &Arc<Inner>) -> io::Result<()> {
+        let Some(state) = self.sink.landed()? else { return Ok(()) };
+        let by_length = self.sink.length_is_progress();
+        let checkpoint = Checkpoint::of(&state, by_length, store.epoch);
+        self.slots.write(checkpoint.clone(), false)?;
+        if !self.syncing.is_due(checkpoint.offset)? {
             return Ok(());
         }
-        let Some(checkpoint) = self.pending.take() else { return Ok(()) };
-        let synced = checkpoint.offset % SYNCED_CHECKPOINT_SIZE_BYTES == 0;
-        if synced {
-            self.sync(store)?;
-        }
-        self.slots.write(checkpoint, synced)
+        let data = self.sink.file().try_clone()?;
+        let slot = self.slots.prepare(checkpoint, true)?;
+        let (store, dir) = (Arc::clone(store), Arc::clone(&self.dir));
+        let first = !self.syncing.has_finished();
+        self.syncing.start(move || {
+            store.layout.sync_file(&data)?;
+            if first {
+                ingest::sync(&store.layout.ingest, &dir)?;
+            }
+            slot.write()
+        });
+        Ok(())
     }
 
     /// Makes what is in the file survive a power cut, and the way to it.
     fn sync(&mut self, store: &Inner) -> io::Result<()> {
+        self.syncing.finish()?;
         store.layout.sync_file(self.sink.file())?;
         if !self.dir_is_synced {
             ingest::sync(&store.layout.ingest, &self.dir)?;
@@ -482,7 +495,7 @@ impl Write for LocalWriter {
             self.broken = true;
             return Err(error);
         }
-        self.taken(self.hasher.size_bytes());
+        self.report();
         Ok(bytes.len())
     }
 
@@ -498,14 +511,19 @@ impl Writer for LocalWriter {
     }
 
     fn digest(&mut self) -> Result<Digest> {
-        Ok(self.hasher.digest())
+        Ok(self.state()?.digest())
     }
 
     fn truncate(&mut self) -> Result<()> {
-        let start = Hasher::new(self.hasher.algorithm());
+        let start = Hasher::new(self.algorithm);
         match &mut self.body {
-            Body::Small(bytes) => bytes.clear(),
+            Body::Small(bytes, hasher) => {
+                Arc::make_mut(bytes).clear();
+                **hasher = start;
+            }
             Body::Spilled(spilled) => {
+                // Whether it succeeded is of no interest: what it synced is to go.
+                let _ = spilled.syncing.finish();
                 let by_length = spilled.sink.length_is_progress();
                 let empty = Checkpoint::of(&start, by_length, self.store.epoch);
                 let truncated = spilled
@@ -517,14 +535,14 @@ impl Writer for LocalWriter {
                     self.broken = true;
                     return Err(spilled.dir.fail("truncate", "data")(error));
                 }
-                (spilled.pending, spilled.next_checkpoint) = (None, CHECKPOINT_SIZE_BYTES);
+                spilled.syncing = Syncing::new();
                 spilled.synced = u64::MAX;
             }
             Body::Gone => {}
         }
-        self.hasher = start;
         self.broken = false;
-        self.taken(0);
+        self.taken = 0;
+        self.report();
         Ok(())
     }
 
@@ -564,12 +582,6 @@ const SMALL_SIZE_BYTES: usize = 64 * 1024;
 
 /// Larger blobs are synced by their own thread, so that nobody waits for them.
 const JOINT_SYNC_SIZE_BYTES_MAX: u64 = 1024 * 1024;
-
-/// How much a resumed writer hashes again at most.
-const CHECKPOINT_SIZE_BYTES: u64 = 8 * 1024 * 1024;
-
-/// How much a power cut takes at most; a multiple of the other. Each costs one sync.
-const SYNCED_CHECKPOINT_SIZE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Small enough to hash what was read from cache.
 const HASH_SIZE_BYTES: usize = 256 * 1024;

@@ -25,6 +25,58 @@ fn what_a_killed_process_acknowledged_is_kept_by_buffered_writes() {
     kill_repeatedly(Backend::Buffered, "buffered");
 }
 
+/// What was taken and has to be taken again counts as much as what is read back.
+#[test]
+fn a_large_blob_killed_at_95_percent_is_hashed_again_for_8_mib_at_most() {
+    const AGAIN_SIZE_BYTES_MAX: usize = 8 * 1024 * 1024;
+    for (backend, name) in [(Backend::Uring, "uring"), (Backend::Buffered, "buffered")] {
+        let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let open = || LocalStore::builder().backend(backend).open(root.path());
+        if let Err(error) = open() {
+            skip(&error.to_string());
+            continue;
+        }
+        let mut child = start_as("kill::the_writer_of_a_large_blob", root.path(), name);
+        let stdout = child.stdout.take().unwrap();
+        let mut lines = BufReader::new(stdout).lines();
+        let taken = lines.find_map(|line| line.unwrap().strip_prefix("taken ")?.parse().ok());
+        let taken: usize = taken.expect("the process tells how far it came");
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let store = open().unwrap();
+        let mut writer =
+            store.writer(&Ingest::new("large").total(LARGE_SIZE_BYTES as u64)).unwrap();
+        let offset = writer.status().offset as usize;
+        let read_back = store.bytes_hashed_again() as usize;
+        assert!(
+            taken - offset + read_back <= AGAIN_SIZE_BYTES_MAX,
+            "{name}: {taken} taken, resumed at {offset}, {read_back} read back"
+        );
+        let blob = bytes(LARGE_SEED, LARGE_SIZE_BYTES);
+        writer.write_all(&blob[offset..]).unwrap();
+        writer.commit(&Commit::expecting(Digest::of(&blob))).unwrap();
+        eprintln!("{name}: {} of {taken} bytes hashed again", taken - offset + read_back);
+    }
+}
+
+/// Not a test by itself: takes in most of a blob and waits to be killed.
+#[test]
+fn the_writer_of_a_large_blob() {
+    let Some(store) = store_to_be_killed() else { return };
+    let ingest = Ingest::new("large").total(LARGE_SIZE_BYTES as u64);
+    let mut writer = store.writer(&ingest).unwrap();
+    let blob = bytes(LARGE_SEED, LARGE_SIZE_BYTES);
+    let most = LARGE_SIZE_BYTES / 100 * 95;
+    for piece in blob[..most].chunks(300_001) {
+        writer.write_all(piece).unwrap();
+    }
+    say(&format!("taken {most}"));
+    loop {
+        std::thread::park();
+    }
+}
+
 #[test]
 fn a_root_is_refused_while_another_process_holds_it_and_free_after_its_death() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -74,8 +126,12 @@ fn kill_repeatedly(backend: Backend, name: &str) {
 }
 
 fn start(root: &Path, backend: &str) -> Child {
+    start_as("kill::the_process_to_be_killed", root, backend)
+}
+
+fn start_as(role: &str, root: &Path, backend: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "kill::the_process_to_be_killed", "--nocapture"])
+        .args(["--exact", role, "--nocapture"])
         .env("CRATED_KILL_ROOT", root)
         .env("CRATED_KILL_BACKEND", backend)
         .stdout(Stdio::piped())
@@ -91,12 +147,7 @@ fn wait_for_start(lines: &mut impl Iterator<Item = std::io::Result<String>>) {
 /// Not a test by itself: ingests until killed when started by one of the tests above.
 #[test]
 fn the_process_to_be_killed() {
-    let Some(root) = std::env::var_os("CRATED_KILL_ROOT") else { return };
-    let backend = match std::env::var("CRATED_KILL_BACKEND").unwrap().as_str() {
-        "uring" => Backend::Uring,
-        _ => Backend::Buffered,
-    };
-    let store = LocalStore::builder().backend(backend).open(root).unwrap();
+    let Some(store) = store_to_be_killed() else { return };
     say("started");
     std::thread::scope(|scope| {
         for thread in 0..3_u64 {
@@ -105,6 +156,16 @@ fn the_process_to_be_killed() {
         }
         grow_until_killed(&store);
     });
+}
+
+/// The store such a process is to work on.
+fn store_to_be_killed() -> Option<LocalStore> {
+    let root = std::env::var_os("CRATED_KILL_ROOT")?;
+    let backend = match std::env::var("CRATED_KILL_BACKEND").unwrap().as_str() {
+        "uring" => Backend::Uring,
+        _ => Backend::Buffered,
+    };
+    Some(LocalStore::builder().backend(backend).open(root).unwrap())
 }
 
 fn ingest_until_killed(store: &LocalStore, thread: u64) {
@@ -145,5 +206,7 @@ fn say(line: &str) {
     stdout.flush().unwrap();
 }
 
+const LARGE_SEED: u64 = 44;
+const LARGE_SIZE_BYTES: usize = 100_000_000;
 const ENDLESS_SEED: u64 = 42;
 const ENDLESS_SIZE_BYTES: usize = 70_000_000;

@@ -1,6 +1,7 @@
 //! What is left after a process is killed and after the power goes.
 #![allow(clippy::print_stderr, reason = "seeds, summaries and skipped tests are for people")]
 
+mod disk_error;
 mod kill;
 mod power_cut;
 mod workload;

@@ -13,8 +13,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crated_content::local::{Builder, OmittedSync};
 use crated_content::{Commit, Digest, Ingest, Ingester, LocalStore, Manager};
@@ -45,15 +45,15 @@ fn the_test_notices_when_the_directory_is_not_synced() {
 
 fn survive(filesystem: &'static Filesystem) {
     let Some(bench) = Bench::new(filesystem) else { return };
-    let cuts = scale("CRATED_POWER_CUTS", 30);
-    let outcome = bench.run(LocalStore::builder(), cuts);
+    let cuts = scale("CRATED_POWER_CUTS", 100);
+    let outcome = bench.run(LocalStore::builder(), cuts, 0);
     let summary = outcome.unwrap_or_else(|violation| panic!("{violation}"));
     eprintln!("{}: {summary}", filesystem.name);
 }
 
 fn notice(step: OmittedSync) {
     let Some(bench) = Bench::new(&EXT4) else { return };
-    let outcome = bench.run(LocalStore::builder().omit_sync(step), 60);
+    let outcome = bench.run(LocalStore::builder().omit_sync(step), 100, 40);
     let violation = outcome.expect_err("no violation without a sync");
     eprintln!("without {step:?}: {violation}");
 }
@@ -117,24 +117,33 @@ impl Bench {
         Some(Self { disk, outer, _dir: dir, filesystem })
     }
 
-    /// Cuts the power `cuts` times under a store at work and looks at what is left.
-    fn run(&self, builder: Builder, cuts: usize) -> Result<String, String> {
+    /// Cuts the power `cuts` times under a store at work and looks at what is left. Each time at
+    /// least `fresh` blobs have been acknowledged since the last: on a busy machine there may be
+    /// none for a while, and then there is nothing to lose.
+    fn run(&self, builder: Builder, cuts: usize, fresh: usize) -> Result<String, String> {
         let store = builder.open(self.disk.at.join("store")).unwrap();
         let acknowledged = Mutex::new(BTreeSet::new());
         let phase = Phase::default();
         let mut random = Random::from_clock();
-        let seeds: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        let seeds: Vec<u64> = (0..MIXED_WRITERS + SMALL_WRITERS).map(|_| random.next()).collect();
         let mut summary = Summary::default();
         std::thread::scope(|scope| {
             for (thread, seed) in seeds.into_iter().enumerate() {
                 let (store, acknowledged, phase) = (&store, &acknowledged, &phase);
-                scope.spawn(move || churn(store, thread, seed, acknowledged, phase));
+                let small = thread >= MIXED_WRITERS;
+                scope.spawn(move || churn(store, thread, seed, small, acknowledged, phase));
             }
             let (store, phase) = (&store, &phase);
             scope.spawn(move || grow(store, phase));
             let mut outcome = Ok(());
             for _ in 0..cuts {
+                let awaited = phase.acknowledged.load(Ordering::Relaxed) + fresh;
                 std::thread::sleep(Duration::from_micros(random.below(40_000)));
+                let until = Instant::now() + FRESH_WAIT_MAX;
+                while phase.acknowledged.load(Ordering::Relaxed) < awaited && Instant::now() < until
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 outcome = self.cut(phase, &acknowledged, &mut summary);
                 if outcome.is_err() {
                     break;
@@ -192,7 +201,11 @@ struct Summary {
 /// Whether the store is to work. It pauses, wherever it is, while the clone is looked at: two
 /// processors cannot do both quickly.
 #[derive(Default)]
-struct Phase(AtomicU8);
+struct Phase {
+    state: AtomicU8,
+    /// How many blobs have been acknowledged so far.
+    acknowledged: AtomicUsize,
+}
 
 const RUNNING: u8 = 0;
 const PAUSED: u8 = 1;
@@ -200,12 +213,12 @@ const STOPPED: u8 = 2;
 
 impl Phase {
     fn set(&self, phase: u8) {
-        self.0.store(phase, Ordering::Relaxed);
+        self.state.store(phase, Ordering::Relaxed);
     }
 
     fn goes_on(&self) -> bool {
         loop {
-            match self.0.load(Ordering::Relaxed) {
+            match self.state.load(Ordering::Relaxed) {
                 RUNNING => return true,
                 STOPPED => return false,
                 _ => std::thread::sleep(Duration::from_millis(1)),
@@ -219,14 +232,19 @@ fn churn(
     store: &LocalStore,
     thread: usize,
     seed: u64,
+    small: bool,
     acknowledged: &Mutex<BTreeSet<Digest>>,
     phase: &Phase,
 ) {
-    const KEPT: usize = 12;
+    const KEPT: usize = 6;
     let mut random = Random::new(seed);
     let mut kept = VecDeque::new();
     while phase.goes_on() {
-        let bytes = bytes(random.next(), random.size_bytes());
+        let size_bytes = match small {
+            true => 1 + random.below(6000) as usize,
+            false => random.size_bytes(),
+        };
+        let bytes = bytes(random.next(), size_bytes);
         let mut writer = store.writer(&Ingest::new(format!("blob {thread}"))).unwrap();
         for piece in bytes.chunks(100_000) {
             if !phase.goes_on() {
@@ -236,6 +254,7 @@ fn churn(
         }
         let info = writer.commit(&Commit::expecting(Digest::of(&bytes))).unwrap();
         acknowledged.lock().unwrap().insert(info.digest.clone());
+        phase.acknowledged.fetch_add(1, Ordering::Relaxed);
         kept.push_back(info.digest);
         if kept.len() > KEPT {
             let old = kept.pop_front().unwrap();
@@ -323,7 +342,7 @@ fn make(filesystem: &Filesystem, image: &Path) -> PathBuf {
     image.to_owned()
 }
 
-fn command(arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn command(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(arguments[0]).args(&arguments[1..]).output().unwrap();
     if output.status.success() {
         return Ok(String::from_utf8(output.stdout).unwrap());
@@ -331,6 +350,14 @@ fn command(arguments: &[&str]) -> Result<String, String> {
     let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(format!("{}: {reason}", arguments.join(" ")))
 }
+
+/// Bounds the wait for acknowledgements.
+const FRESH_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Writers of blobs of all sizes, which take every way to the disk.
+const MIXED_WRITERS: usize = 3;
+/// Enough for rounds of group commit.
+const SMALL_WRITERS: usize = 20;
 
 const ENDLESS_SEED: u64 = 43;
 /// Well past the first synced checkpoint, so that some cuts leave one.
