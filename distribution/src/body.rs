@@ -17,6 +17,21 @@ use crate::resolver::Fetcher;
 pub trait Chunks: Send {
     /// The next piece, `None` after the last one. Never an empty piece.
     async fn chunk(&mut self) -> Result<Option<Bytes>>;
+
+    /// Where they come from right now, when that is a host.
+    fn whence(&self) -> Option<Whence> {
+        None
+    }
+}
+
+/// Where a body comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Whence {
+    /// The host that served it last.
+    pub host: Arc<str>,
+    /// How often it had to be opened again, because it broke or was too slow.
+    pub resumes: u32,
 }
 
 /// A body of known length.
@@ -50,6 +65,11 @@ impl Body {
     /// How many bytes the whole body has, counted from where it was opened.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
+    }
+
+    /// Where it comes from right now, when that is a host.
+    pub fn whence(&self) -> Option<Whence> {
+        self.chunks.whence()
     }
 
     /// How many bytes were handed out.
@@ -143,12 +163,20 @@ impl Source for Bytes {
 #[derive(Debug, Clone)]
 pub struct FileSource {
     path: PathBuf,
+    start: u64,
+    /// None for what the file has when it is opened.
+    len: Option<u64>,
 }
 
 impl FileSource {
     /// The file at `path`, which must stay as it is while it is being pushed.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), start: 0, len: None }
+    }
+
+    /// `len` bytes of the file at `path`, from `start` on.
+    pub(crate) fn part(path: impl Into<PathBuf>, start: u64, len: u64) -> Self {
+        Self { path: path.into(), start, len: Some(len) }
     }
 }
 
@@ -157,11 +185,18 @@ impl Source for FileSource {
     async fn open(&self, offset: u64) -> Result<Body> {
         let mut file =
             tokio::fs::File::open(&self.path).await.map_err(Error::io("open", &self.path))?;
-        let len = file.metadata().await.map_err(Error::io("stat", &self.path))?.len();
-        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(Error::io("seek", &self.path))?;
+        let len = match self.len {
+            Some(len) => len,
+            None => file.metadata().await.map_err(Error::io("stat", &self.path))?.len(),
+        };
+        let start = std::io::SeekFrom::Start(self.start.saturating_add(offset));
+        file.seek(start).await.map_err(Error::io("seek", &self.path))?;
         let what = self.path.display().to_string();
-        let chunks = FileChunks { file, path: self.path.clone() };
-        Ok(Body::new(what, Box::new(chunks), len.saturating_sub(offset)))
+        let left = len.saturating_sub(offset);
+        // A whole file is read one byte beyond, so that one that grew is noticed.
+        let most = if self.len.is_some() { left } else { u64::MAX };
+        let chunks = FileChunks { file: file.take(most), path: self.path.clone() };
+        Ok(Body::new(what, Box::new(chunks), left))
     }
 }
 
@@ -201,7 +236,7 @@ impl Chunks for Once {
 }
 
 struct FileChunks {
-    file: tokio::fs::File,
+    file: tokio::io::Take<tokio::fs::File>,
     path: PathBuf,
 }
 

@@ -21,6 +21,15 @@ pub(crate) struct Shape {
 /// Programs disagree about what duplicate keys, trailing bytes and keys that differ only in case
 /// mean, so a document with any of them can be two things at once; all are refused.
 pub(crate) fn check(what: &str, bytes: &[u8], shape: Shape) -> Result<HashSet<String>> {
+    whole(what, bytes, shape, true)
+}
+
+/// The same for a list, of which only the shape is known.
+pub(crate) fn check_list(what: &str, bytes: &[u8], shape: Shape) -> Result<()> {
+    whole(what, bytes, shape, false).map(drop)
+}
+
+fn whole(what: &str, bytes: &[u8], shape: Shape, object: bool) -> Result<HashSet<String>> {
     if bytes.len() as u64 > shape.bytes_max {
         return Err(Error::LimitExceeded {
             what: format!("{what} of {} bytes", bytes.len()),
@@ -30,7 +39,7 @@ pub(crate) fn check(what: &str, bytes: &[u8], shape: Shape) -> Result<HashSet<St
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err(Error::document(what, "starts with a byte order mark"));
     }
-    let mut walk = Walk { items: 0, shape, keys: HashSet::new(), exceeded: None };
+    let mut walk = Walk { object, items: 0, shape, keys: HashSet::new(), exceeded: None };
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let result = Value { walk: &mut walk, depth: 0 }
         .deserialize(&mut deserializer)
@@ -47,6 +56,8 @@ pub(crate) fn check(what: &str, bytes: &[u8], shape: Shape) -> Result<HashSet<St
 }
 
 struct Walk {
+    /// Whether the whole is an object, not a list.
+    object: bool,
     items: usize,
     shape: Shape,
     keys: HashSet<String>,
@@ -77,8 +88,11 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
             self.walk.exceeded = Some((self.walk.shape.depth_max as u64, "nested levels"));
             return Err(D::Error::custom("too deep"));
         }
-        if self.depth == 0 {
+        if self.depth == 0 && self.walk.object {
             return deserializer.deserialize_map(self);
+        }
+        if self.depth == 0 {
+            return deserializer.deserialize_seq(self);
         }
         deserializer.deserialize_any(self)
     }
@@ -88,7 +102,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
+        f.write_str(if self.walk.object { "a JSON object" } else { "a JSON list" })
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {

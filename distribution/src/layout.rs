@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use tokio::io::AsyncWriteExt as _;
 
+use crate::annotation;
 use crate::body::{Body, FileSource, Source};
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
@@ -83,20 +84,8 @@ impl LayoutResolver {
 #[async_trait]
 impl Resolver for LayoutResolver {
     async fn resolve(&self, reference: &Reference) -> Result<Resolved> {
-        if !reference.has_object() {
-            return Err(Error::InvalidArgument {
-                what: "reference",
-                reason: format!("object required in {reference}"),
-            });
-        }
         let roots = self.roots().await?;
-        let found = match reference.digest() {
-            Some(digest) => roots.iter().find(|root| root.digest == *digest),
-            None => roots
-                .iter()
-                .find(|root| is_named(root, reference))
-                .or_else(|| roots.iter().find(|root| has_only_tag(root, reference))),
-        };
+        let found = find_root(&roots, reference)?;
         let descriptor = match (found, reference.digest()) {
             (Some(root), _) => root.clone(),
             (None, Some(digest)) => self.layout.describe(digest).await?,
@@ -230,8 +219,8 @@ impl Layout {
         match reference.tag() {
             Some(tag) => {
                 let name = format!("{}:{tag}", reference.locator());
-                entry.annotations.insert(NAME_ANNOTATION.into(), name);
-                entry.annotations.insert(TAG_ANNOTATION.into(), tag.into());
+                entry.annotations.insert(annotation::IMAGE_NAME.into(), name);
+                entry.annotations.insert(annotation::REF_NAME.into(), tag.into());
                 index.manifests.retain(|root| *root == entry || !is_named(root, reference));
             }
             None if index.manifests.iter().any(|root| root.digest == entry.digest) => {
@@ -346,7 +335,7 @@ impl Drop for Draft {
     }
 }
 
-fn check_version(text: &[u8]) -> Result<()> {
+pub(crate) fn check_version(text: &[u8]) -> Result<()> {
     let layout: oci_spec::image::OciLayout =
         serde_json::from_slice(text).map_err(|error| Error::document(MARKER, error.to_string()))?;
     if layout.image_layout_version() != "1.0.0" {
@@ -366,21 +355,38 @@ fn empty_index() -> Index {
     }
 }
 
+/// The entry of an index that a reference means: by digest, by whole name, or by tag where that
+/// is all an entry has.
+pub(crate) fn find_root<'r>(
+    roots: &'r [Descriptor],
+    reference: &Reference,
+) -> Result<Option<&'r Descriptor>> {
+    if !reference.has_object() {
+        return Err(Error::InvalidArgument {
+            what: "reference",
+            reason: format!("object required in {reference}"),
+        });
+    }
+    Ok(match reference.digest() {
+        Some(digest) => roots.iter().find(|root| root.digest == *digest),
+        None => roots
+            .iter()
+            .find(|root| is_named(root, reference))
+            .or_else(|| roots.iter().find(|root| has_only_tag(root, reference))),
+    })
+}
+
 fn is_named(root: &Descriptor, reference: &Reference) -> bool {
-    let name = root.annotations.get(NAME_ANNOTATION);
+    let name = root.annotations.get(annotation::IMAGE_NAME);
     let tag = reference.tag().unwrap_or_default();
     name.is_some_and(|name| *name == format!("{}:{tag}", reference.locator()))
 }
 
 fn has_only_tag(root: &Descriptor, reference: &Reference) -> bool {
-    !root.annotations.contains_key(NAME_ANNOTATION)
-        && root.annotations.get(TAG_ANNOTATION).map(String::as_str) == reference.tag()
+    !root.annotations.contains_key(annotation::IMAGE_NAME)
+        && root.annotations.get(annotation::REF_NAME).map(String::as_str) == reference.tag()
 }
 
 const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 const VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The whole name of an image.
-const NAME_ANNOTATION: &str = "io.containerd.image.name";
-/// The tag alone.
-const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";

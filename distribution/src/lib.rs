@@ -3,7 +3,8 @@
 //! Three small traits are all that the rest of a program needs to know: a [`Resolver`] turns a
 //! [`Reference`] into a [`Descriptor`] and opens a [`Fetcher`] or a [`Pusher`] behind it.
 //! [`RegistryResolver`] implements them over http as the OCI distribution specification has it,
-//! [`LayoutResolver`] for an OCI image layout in a directory.
+//! [`LayoutResolver`] for an OCI image layout in a directory. [`archive`] reads and writes images
+//! in one file.
 //!
 //! ```no_run
 //! use crated_distribution::{Hosts, Platform, Only, RegistryOptions, RegistryResolver, Resolver, walk};
@@ -47,6 +48,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod annotation;
+pub mod archive;
 mod body;
 mod descriptor;
 mod digest;
@@ -66,7 +69,7 @@ pub mod walk;
 #[cfg(feature = "testsuite")]
 pub mod testsuite;
 
-pub use self::body::{Body, Chunks, FetchSource, FileSource, Source};
+pub use self::body::{Body, Chunks, FetchSource, FileSource, Source, Whence};
 pub use self::descriptor::Descriptor;
 pub use self::digest::{Algorithm, Digest, Hasher};
 pub use self::document::{Document, DocumentLimits, ImageConfig, Index, Manifest};
@@ -77,8 +80,8 @@ pub use self::platform::{All, Any, Matcher, Only, OnlyOs, OnlyStrict, Ordered, P
 pub use self::progress::{Entry, Progress, State, Watch};
 pub use self::reference::Reference;
 pub use self::registry::{
-    Anonymous, Credential, Credentials, DockerConfig, Hosts, Limits, Lookup, RegistryOptions,
-    RegistryResolver, Secret, Static, Timeouts,
+    Anonymous, Credential, Credentials, DockerConfig, Hosts, Limits, Lookup, Proxies, Quota,
+    RegistryOptions, RegistryResolver, Secret, Static, Timeouts,
 };
 pub use self::resolver::{Fetcher, Pushed, Pusher, Resolved, Resolver};
 pub use self::verify::Verifier;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::body::{Body, Chunks, Source};
+use crate::body::{Body, Chunks, Source, Whence};
 use crate::error::Result;
 
 /// What happens to one object.
@@ -23,6 +23,10 @@ pub enum State {
     Uploading,
     /// Done.
     Complete,
+    /// Is being unpacked.
+    Extracting,
+    /// Is unpacked.
+    Extracted,
     /// Nothing had to be transferred.
     Exists,
     /// Given up.
@@ -32,7 +36,7 @@ pub enum State {
 impl State {
     /// Whether nothing follows.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Complete | Self::Exists | Self::Failed)
+        matches!(self, Self::Complete | Self::Extracted | Self::Exists | Self::Failed)
     }
 }
 
@@ -50,6 +54,8 @@ pub struct Entry {
     pub done_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// The host it comes from and how often it had to be resumed, while it is known.
+    pub whence: Option<Whence>,
 }
 
 /// The ledger: cheap to clone, every clone is the same ledger.
@@ -88,6 +94,7 @@ impl Progress {
                 state: State::Waiting,
                 done_bytes: 0,
                 total_bytes,
+                whence: None,
             };
             ledger.entries.push((entry, ledger.version));
         });
@@ -234,9 +241,17 @@ impl Chunks for CountedBody {
     async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let chunk = self.body.chunk().await?;
         if chunk.is_some() {
-            self.progress.done(&self.name, self.offset + self.body.position_bytes());
+            let (done, whence) = (self.offset + self.body.position_bytes(), self.body.whence());
+            self.progress.update(&self.name, |entry| {
+                entry.done_bytes = done;
+                entry.whence = whence;
+            });
         }
         Ok(chunk)
+    }
+
+    fn whence(&self) -> Option<Whence> {
+        self.body.whence()
     }
 }
 

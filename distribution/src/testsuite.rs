@@ -1,5 +1,5 @@
-//! What every [`Resolver`], [`Fetcher`] and [`Pusher`] promises, as functions, and a registry in
-//! memory to try clients on.
+//! What every [`Resolver`], [`Fetcher`](crate::Fetcher) and [`Pusher`](crate::Pusher) promises, as
+//! functions, and a registry in memory to try clients on.
 //!
 //! An implementor's test names a function that makes an empty place to push to:
 //!

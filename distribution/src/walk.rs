@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::annotation;
 use crate::body::FetchSource;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -260,7 +261,7 @@ pub fn reference_key(descriptor: &Descriptor) -> String {
         MediaType::Attestation => "attestation",
         MediaType::Other => "unknown",
     };
-    match descriptor.annotations.get(REF_NAME_ANNOTATION) {
+    match descriptor.annotations.get(annotation::REF_NAME) {
         Some(name) => format!("{kind}-{name}@{}", descriptor.digest),
         None => format!("{kind}-{}", descriptor.digest),
     }
@@ -291,6 +292,3 @@ fn bound(what: &str, count: usize, count_max: usize) -> Result<()> {
     }
     Ok(())
 }
-
-/// Where an archive or layout keeps the name of an entry.
-const REF_NAME_ANNOTATION: &str = "org.opencontainers.image.ref.name";

@@ -361,3 +361,55 @@ async fn tags_and_repositories_are_listed_and_manifests_deleted() {
     let found = resolver.referrers(&one, &image.root.digest, &[]).await.unwrap();
     assert_eq!(found, []);
 }
+
+#[tokio::test]
+async fn a_registry_that_only_reads_is_read_and_says_so_when_written_to() {
+    require!(REGISTRY);
+    let registry = Registry::start();
+    let client = resolver(RegistryOptions::new().with_hosts(Hosts::plain_http()));
+    let image = Image::new(50, &[1000]);
+    image.push(&*client.pusher(&registry.reference("team/app:v1")).await.unwrap()).await;
+    let registry = registry.into_read_only();
+    let reference = registry.reference("team/app:v1");
+    image.assert_pulls(&client, &reference).await;
+    let other = Image::new(51, &[10]);
+    let pusher = client.pusher(&reference).await.unwrap();
+    let (layer, bytes) = &other.blobs[1];
+    let error = pusher.push(layer, bytes).await.unwrap_err();
+    assert!(matches!(error, Error::Status { status: 405, .. }), "{error}");
+    assert!(client.delete(&reference).await.is_err());
+}
+
+#[tokio::test]
+async fn a_large_blob_comes_in_ranges_from_a_real_registry() {
+    require!(REGISTRY);
+    let registry = Registry::start();
+    let mut options = RegistryOptions::new().with_hosts(Hosts::plain_http());
+    options.limits.range_bytes = 256 * 1024;
+    options.limits.parts_below_rate = u64::MAX;
+    options.limits.ahead_bytes_max = 1 << 20;
+    let client = resolver(options);
+    let reference = registry.reference("team/app:v1");
+    let image = Image::new(52, &[3_000_001, 256 * 1024, 512 * 1024]);
+    image.push(&*client.pusher(&reference).await.unwrap()).await;
+    image.assert_pulls(&client, &reference).await;
+}
+
+#[tokio::test]
+async fn skopeo_copies_what_we_pushed_and_we_pull_what_it_copied() {
+    require!(REGISTRY);
+    require!("skopeo");
+    let registry = Registry::start();
+    let client = resolver(RegistryOptions::new().with_hosts(Hosts::plain_http()));
+    let image = Image::new(53, &[1000, 200_000]);
+    image.push(&*client.pusher(&registry.reference("team/app:v1")).await.unwrap()).await;
+    let output = std::process::Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--preserve-digests"])
+        .args(["--src-tls-verify=false", "--dest-tls-verify=false"])
+        .arg(format!("docker://{}/team/app:v1", registry.host()))
+        .arg(format!("docker://{}/their/copy:v2", registry.host()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    image.assert_pulls(&client, &registry.reference("their/copy:v2")).await;
+}

@@ -5,13 +5,17 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::sync::Semaphore;
 
 use super::credentials::Credentials;
 use super::endpoint::{Endpoint, Endpoints};
-use super::hosts;
+use super::hosts::{self, Version};
 use super::options::{Hosts, Limits, RegistryOptions, Timeouts};
+use super::proxy::Proxies;
+use super::quota::Quota;
 use crate::error::{Error, Result};
+
+/// Endpoints by host, with the version of the files they were made from.
+type Cache = HashMap<String, (Endpoints, Version)>;
 
 /// The shared state of a resolver and everything it hands out.
 pub(crate) struct ClientParts {
@@ -21,12 +25,12 @@ pub(crate) struct ClientParts {
     pub(crate) foreign_urls: bool,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
-    /// One permit per open body.
-    pub(crate) bodies: Arc<Semaphore>,
-    headers: HeaderMap,
+    pub(crate) proxies: Proxies,
+    pub(crate) quota: Quota,
+    pub(crate) headers: HeaderMap,
     hosts: Hosts,
     ca_pem: Vec<Vec<u8>>,
-    endpoints: Mutex<HashMap<String, Endpoints>>,
+    endpoints: Mutex<Cache>,
 }
 
 impl ClientParts {
@@ -51,9 +55,10 @@ impl ClientParts {
             user_agent,
             trusted_realms: options.trusted_realms,
             foreign_urls: options.foreign_urls,
-            bodies: Arc::new(Semaphore::new(options.limits.open_bodies_max.max(1))),
+            quota: options.quota.unwrap_or_else(|| Quota::new(&options.limits)),
             limits: options.limits,
             timeouts: options.timeouts,
+            proxies: options.proxies,
             headers,
             hosts: options.hosts,
             ca_pem: options.ca_pem,
@@ -61,9 +66,13 @@ impl ClientParts {
         })
     }
 
-    /// The endpoints of a host of references, made once.
+    /// The endpoints of a host of references, made once and again whenever the files change that
+    /// describe it.
     pub(crate) async fn endpoints(self: &Arc<Self>, host: &str) -> Result<Endpoints> {
-        if let Some(known) = self.cache().get(host) {
+        let version = self.version(host).await?;
+        if let Some((known, at)) = self.cache().get(host)
+            && *at == version
+        {
             return Ok(known.clone());
         }
         let (parts, name) = (self.clone(), host.to_owned());
@@ -72,7 +81,7 @@ impl ClientParts {
             hosts::endpoints(&parts.hosts, &name, &parts.ca_pem)?
                 .into_iter()
                 .map(|options| {
-                    let endpoint = Endpoint::new(options, &name, &parts.headers, &parts.timeouts)?;
+                    let endpoint = Endpoint::new(options, &name, &parts)?;
                     Ok(Arc::new(endpoint))
                 })
                 .collect::<Result<Vec<_>>>()
@@ -86,10 +95,29 @@ impl ClientParts {
         if cache.len() >= HOSTS_MAX {
             cache.clear();
         }
-        Ok(cache.entry(host.to_owned()).or_insert_with(|| Arc::new(made)).clone())
+        match cache.get(host) {
+            // Another task was faster; connections and tokens are shared through its endpoints.
+            Some((known, at)) if *at == version => Ok(known.clone()),
+            _ => {
+                let made = Arc::new(made);
+                cache.insert(host.to_owned(), (made.clone(), version));
+                Ok(made)
+            }
+        }
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<String, Endpoints>> {
+    /// What the files that describe a host look like now.
+    async fn version(self: &Arc<Self>, host: &str) -> Result<Version> {
+        if self.hosts.directories.is_empty() {
+            return Ok(Version::default());
+        }
+        let (parts, host) = (self.clone(), host.to_owned());
+        tokio::task::spawn_blocking(move || hosts::version(&parts.hosts, &host)).await.map_err(
+            |error| Error::InvalidArgument { what: "registry host", reason: error.to_string() },
+        )
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         // The map is whole between any two calls, whatever panicked elsewhere.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }

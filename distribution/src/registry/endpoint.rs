@@ -1,13 +1,14 @@
 //! One server that may answer for a host.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use http::HeaderMap;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::auth::Authorizer;
-use super::options::Timeouts;
+use super::client::ClientParts;
 use super::origin::{Origin, names_local};
 use super::tls::TlsOptions;
 use super::transport::Transport;
@@ -52,6 +53,10 @@ pub(crate) struct Endpoint {
     pub(crate) headers: HeaderMap,
     pub(crate) transport: Transport,
     pub(crate) auth: Authorizer,
+    /// One permit per open body.
+    pub(crate) connections: Arc<Semaphore>,
+    /// Whether it once answered to a range with something else.
+    pub(crate) refuses_ranges: AtomicBool,
 }
 
 impl Endpoint {
@@ -59,18 +64,17 @@ impl Endpoint {
     pub(crate) fn new(
         options: EndpointOptions,
         reference_host: &str,
-        shared_headers: &HeaderMap,
-        timeouts: &Timeouts,
+        client: &ClientParts,
     ) -> Result<Self> {
-        let mut timeouts = timeouts.clone();
+        let mut timeouts = client.timeouts.clone();
         timeouts.connect = options.connect.unwrap_or(timeouts.connect);
         let local = names_local(&options.base);
-        let transport = Transport::new(&options.tls, local, &timeouts)?;
+        let transport = Transport::new(&options.tls, local, &timeouts, &client.proxies)?;
         let own = super::hosts::address_of(reference_host);
         let authority = Origin::of(&options.base).authority();
         let is_mirror = !authority.eq_ignore_ascii_case(own)
             && !host_and_port(&options.base).eq_ignore_ascii_case(own);
-        let mut headers = shared_headers.clone();
+        let mut headers = client.headers.clone();
         for (name, value) in &options.headers {
             headers.insert(name, value.clone());
         }
@@ -82,6 +86,8 @@ impl Endpoint {
             capabilities: options.capabilities,
             headers,
             transport,
+            connections: Arc::new(Semaphore::new(client.limits.host_bodies_max.max(1))),
+            refuses_ranges: AtomicBool::new(false),
         })
     }
 

@@ -42,6 +42,9 @@ pub(crate) fn explain(error: &(dyn StdError + 'static), authority: &str) -> (Fai
         if let Some(refusal) = error.downcast_ref::<Guarded>() {
             return (FailureKind::Refusal, refusal.to_string());
         }
+        if let Some(refusal) = error.downcast_ref::<NoTunnel>() {
+            return (FailureKind::Other, refusal.to_string());
+        }
         if let Some(io) = error.downcast_ref::<io::Error>() {
             if let Some(inner) = io.get_ref() {
                 next = Some(inner);
@@ -128,3 +131,8 @@ pub(crate) const CLOSED: &str = "connection closed before an answer came";
 #[derive(Debug, thiserror::Error)]
 #[error("host resolves to a loopback or link-local address only")]
 pub(crate) struct Guarded;
+
+/// A proxy that answered, but with something else than a way through.
+#[derive(Debug, thiserror::Error)]
+#[error("proxy: {0}")]
+pub(crate) struct NoTunnel(pub(crate) String);

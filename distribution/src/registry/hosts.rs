@@ -9,8 +9,12 @@
 //! <directory>/_default/hosts.toml                   for hosts with no directory of their own
 //! <directory>/registry.example/ca.crt               without hosts.toml: certificates alone
 //! ```
+//!
+//! The files are read again once one in the directory changes.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use http::HeaderMap;
 use url::Url;
@@ -64,6 +68,29 @@ pub(crate) fn endpoints(
         endpoint.tls.ca.extend(ca.iter().cloned());
     }
     Ok(list)
+}
+
+/// What tells one state of a host's configuration from another: name, number, time and length of
+/// every file in its directory.
+pub(crate) type Version = Vec<(PathBuf, u64, Option<SystemTime>, u64)>;
+
+/// The state of the files that describe `host`. What cannot be read is left to those who do.
+pub(crate) fn version(hosts: &Hosts, host: &str) -> Version {
+    let Some(directory) = hosts.directories.iter().find_map(|directory| find(directory, host))
+    else {
+        return Version::new();
+    };
+    let entries = std::fs::read_dir(&directory).into_iter().flatten().take(FILES_MAX).flatten();
+    let mut files: Version = entries
+        .filter_map(|entry| {
+            // Through links, since that is how such directories are commonly switched.
+            let found = std::fs::metadata(entry.path()).ok()?;
+            Some((entry.path(), found.ino(), found.modified().ok(), found.len()))
+        })
+        .collect();
+    files.sort();
+    files.push((directory, 0, None, 0));
+    files
 }
 
 /// The base address of an endpoint, `scheme://host/v2`.
@@ -128,3 +155,6 @@ fn certificates_of(directory: &Path, tls: &mut TlsOptions) -> Result<()> {
     }
     Ok(())
 }
+
+/// A host has a file of settings and some certificates.
+const FILES_MAX: usize = 256;

@@ -31,14 +31,19 @@ mod list;
 mod message;
 mod options;
 mod origin;
+mod proxy;
 mod push;
+mod quota;
+mod ranged;
 mod repository;
 mod resolve;
 mod retry;
+mod stream;
 mod tls;
 mod token;
 mod transport;
 mod upload;
+mod way;
 
 use std::sync::Arc;
 
@@ -49,7 +54,9 @@ pub use self::credentials::{Anonymous, Credential, Credentials, Lookup, Secret, 
 pub use self::docker_config::DockerConfig;
 use self::fetch::RegistryFetcher;
 pub use self::options::{Hosts, Limits, RegistryOptions, Timeouts};
+pub use self::proxy::Proxies;
 use self::push::RegistryPusher;
+pub use self::quota::Quota;
 use self::repository::Repository;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;

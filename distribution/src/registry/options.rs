@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::{Anonymous, Credentials};
+use super::proxy::Proxies;
+use super::quota::Quota;
 use crate::document::DocumentLimits;
 
 /// Everything a [`RegistryResolver`](super::RegistryResolver) needs to know.
@@ -22,8 +24,13 @@ pub struct RegistryOptions {
     pub user_agent: String,
     /// Bounds on what the other side may make us hold.
     pub limits: Limits,
+    /// Connections and memory shared with other resolvers, instead of those of `limits` for this
+    /// one alone.
+    pub quota: Option<Quota>,
     /// Bounds on how long the other side may make us wait.
     pub timeouts: Timeouts,
+    /// Proxies on the way out; those of the environment unless set.
+    pub proxies: Proxies,
     /// PEM bundles of further certificate authorities, beside the system's.
     pub ca_pem: Vec<Vec<u8>>,
     /// Hosts (`name[:port]`) that may receive credentials as token servers although they are not
@@ -43,7 +50,9 @@ impl RegistryOptions {
             headers: Vec::new(),
             user_agent: concat!("containerd/", env!("CARGO_PKG_VERSION"), "+crated").into(),
             limits: Limits::default(),
+            quota: None,
             timeouts: Timeouts::default(),
+            proxies: Proxies::environment(),
             ca_pem: Vec::new(),
             trusted_realms: Vec::new(),
             foreign_urls: false,
@@ -118,6 +127,18 @@ pub struct Limits {
     pub documents: DocumentLimits,
     /// Connections with an open body at the same time; further fetches wait.
     pub open_bodies_max: usize,
+    /// The same for one endpoint.
+    pub host_bodies_max: usize,
+    /// Bytes of one range of a large blob. Blobs of at least two are fetched in ranges from
+    /// servers that allow it.
+    pub range_bytes: u64,
+    /// Ranges of one blob that are fetched at once; one turns ranges off.
+    pub parts_max: usize,
+    /// Bytes of all blobs that were fetched ahead of their reader, in memory. At least one range.
+    pub ahead_bytes_max: u64,
+    /// In bytes per second: when the first range of a blob comes at least this fast, one
+    /// connection reads the rest. Zero turns ranges off.
+    pub parts_below_rate: u64,
     /// Pages of tags, repositories or referrers.
     pub pages_max: usize,
     /// Entries over all pages.
@@ -132,6 +153,14 @@ impl Default for Limits {
             documents: DocumentLimits::default(),
             // Two layers for each of a handful of concurrent pulls; more only splits bandwidth.
             open_bodies_max: 16,
+            // What one client is commonly granted before a server makes it wait.
+            host_bodies_max: 12,
+            // Long enough that the wait for its first byte does not matter.
+            range_bytes: 4 << 20,
+            parts_max: 4,
+            ahead_bytes_max: 24 << 20,
+            // A gigabit link is filled by one connection at this rate.
+            parts_below_rate: 100 << 20,
             // At the usual hundred entries per page this is more than any tool can show.
             pages_max: 1_000,
             entries_max: 100_000,

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -18,12 +19,15 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
 use url::Url;
 
 use super::failure::{CLOSED, FailureKind, Guarded, explain};
 use super::options::Timeouts;
 use super::origin::{is_local, names_local, shown};
+use super::proxy::Proxies;
 use super::tls::TlsOptions;
+use super::way::Connector;
 use crate::error::{Error, Result};
 
 /// What a request carries.
@@ -48,6 +52,7 @@ pub(crate) struct Transport {
     foreign: HttpClient,
     foreign_guarded: bool,
     timeouts: Timeouts,
+    proxies: Proxies,
 }
 
 /// A request that got no answer.
@@ -60,34 +65,48 @@ pub(crate) struct Failure {
 impl Transport {
     /// Connections with the TLS settings of an endpoint; `local` says that the endpoint is on
     /// this machine, so that it may send us to others there.
-    pub(crate) fn new(tls: &TlsOptions, local: bool, timeouts: &Timeouts) -> Result<Self> {
-        let client = |show_client: bool, guarded: bool| {
+    pub(crate) fn new(
+        tls: &TlsOptions,
+        local: bool,
+        timeouts: &Timeouts,
+        proxies: &Proxies,
+    ) -> Result<Self> {
+        let http = |guarded: bool| {
             let mut http = HttpConnector::new_with_resolver(Lookup { guarded });
             http.enforce_http(false);
             http.set_nodelay(true);
             http.set_keepalive(Some(KEEPALIVE));
             http.set_connect_timeout(Some(timeouts.connect));
+            http
+        };
+        // Reading the system's authorities takes longer than anything else here.
+        let plain = tls.config(false)?;
+        let own = if tls.client.is_some() { tls.config(true)? } else { plain.clone() };
+        let client = |tls: &ClientConfig, guarded: bool| {
+            let (direct, to_proxy) = (http(guarded), http(false));
+            let connector = Connector { direct, to_proxy, proxies: proxies.clone() };
             let https = HttpsConnectorBuilder::new()
-                .with_tls_config(tls.config(show_client)?)
+                .with_tls_config(tls.clone())
                 .https_or_http()
                 .enable_http1()
                 .enable_http2()
-                .wrap_connector(http);
-            Ok(Client::builder(TokioExecutor::new())
+                .wrap_connector(connector);
+            Client::builder(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE)
                 .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
                 .http1_max_headers(HEADERS_MAX)
                 .http2_max_header_list_size(HEADER_BYTES_MAX)
-                .build(https))
+                .build(https)
         };
         Ok(Self {
-            own: client(true, false)?,
-            configured: client(false, false)?,
-            foreign: client(false, !local)?,
+            own: client(&own, false),
+            configured: client(&plain, false),
+            foreign: client(&plain, !local),
             foreign_guarded: !local,
             timeouts: timeouts.clone(),
+            proxies: proxies.clone(),
         })
     }
 
@@ -97,7 +116,7 @@ impl Transport {
     pub(crate) async fn send(
         &self,
         url: &Url,
-        request: Request<Payload>,
+        mut request: Request<Payload>,
         trust: Trust,
         activity: &Activity,
     ) -> Result<Response<Incoming>, Failure> {
@@ -116,6 +135,10 @@ impl Transport {
                 &self.foreign
             }
         };
+        if let Some(login) = self.proxies.authorization(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, login);
+        }
+        let proxy = self.proxies.shown(request.uri());
         let limit = self.timeouts.connect + self.timeouts.header;
         let answer = client.request(request);
         tokio::pin!(answer);
@@ -130,6 +153,9 @@ impl Transport {
                     if url.scheme() == "https" && reason == CLOSED {
                         // With TLS 1.3 the refusal comes after the handshake, and is lost.
                         reason.push_str(", as servers do that want another client certificate");
+                    }
+                    if let Some(proxy) = &proxy {
+                        reason.push_str(&format!(" (through the proxy {proxy})"));
                     }
                     return Err(fail(kind, reason));
                 }
@@ -240,12 +266,12 @@ pub(crate) fn method_name(method: &http::Method) -> &'static str {
     }
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector<Lookup>>, Payload>;
+type HttpClient = Client<HttpsConnector<Connector>, Payload>;
 
 /// Asks DNS; `guarded` drops addresses of this machine and its link, so that a name cannot lead
 /// where an address may not, whatever it resolves to at this moment.
 #[derive(Debug, Clone)]
-struct Lookup {
+pub(crate) struct Lookup {
     guarded: bool,
 }
 
@@ -294,7 +320,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let timeouts = Timeouts::default();
-        let transport = Transport::new(&TlsOptions::default(), false, &timeouts).unwrap();
+        let (tls, proxies) = (TlsOptions::default(), Proxies::none());
+        let transport = Transport::new(&tls, false, &timeouts, &proxies).unwrap();
         for host in ["127.0.0.1", "[::1]", "localhost", "169.254.169.254", "2130706433", "0"] {
             let url = Url::parse(&format!("http://{host}:{port}/")).unwrap();
             let request = Request::get(url.as_str()).body(empty()).unwrap();

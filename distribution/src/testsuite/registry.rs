@@ -380,23 +380,24 @@ fn tags(state: &mut State, asked: &Asked<'_>) -> Answer {
 /// A whole object or the part that was asked for.
 fn content(asked: &Asked<'_>, digest: &Digest, bytes: Bytes) -> Answer {
     let whole = bytes.len();
-    let first = asked
-        .range
-        .as_deref()
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let part = asked.range.as_deref().and_then(|range| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let last = if last.is_empty() { whole } else { last.parse::<usize>().ok()? };
+        Some((first.parse::<usize>().ok()?, last))
+    });
     let builder = Response::builder()
         .header("docker-content-digest", digest.as_str())
         .header("accept-ranges", "bytes");
-    let (builder, bytes) = match first {
-        Some(first) if first >= whole => {
+    let (builder, bytes) = match part {
+        Some((first, last)) if first >= whole || last < first => {
             return refuse(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID");
         }
-        Some(first) => (
-            builder
-                .status(StatusCode::PARTIAL_CONTENT)
-                .header("content-range", format!("bytes {first}-{}/{whole}", whole - 1)),
-            bytes.slice(first..),
-        ),
+        Some((first, last)) => {
+            let last = last.min(whole - 1);
+            let shown = format!("bytes {first}-{last}/{whole}");
+            let builder = builder.status(StatusCode::PARTIAL_CONTENT);
+            (builder.header("content-range", shown), bytes.slice(first..=last))
+        }
         None => (builder, bytes),
     };
     let builder = builder.header("content-length", bytes.len());

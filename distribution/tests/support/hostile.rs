@@ -29,8 +29,14 @@ impl Seen {
 
     /// The first byte a range asks for.
     pub(crate) fn offset(&self) -> usize {
-        let range = self.header("range").trim_start_matches("bytes=").trim_end_matches('-');
-        range.parse().unwrap_or(0)
+        self.range(usize::MAX).map_or(0, |part| part.start)
+    }
+
+    /// The part of `whole` bytes that is asked for, if it is one.
+    pub(crate) fn range(&self, whole: usize) -> Option<std::ops::Range<usize>> {
+        let (first, last) = self.header("range").strip_prefix("bytes=")?.split_once('-')?;
+        let end = if last.is_empty() { whole } else { last.parse::<usize>().ok()? + 1 };
+        Some(first.parse().ok()?..end)
     }
 }
 
@@ -200,13 +206,10 @@ async fn serve(
     stream.shutdown().await
 }
 
-/// Options for plain http with everything that waits made short.
+/// Options for plain http, with a header of their own to look for elsewhere.
 pub(crate) fn options() -> RegistryOptions {
     let mut options = RegistryOptions::new().with_hosts(Hosts::plain_http());
     options.timeouts = Timeouts::default();
-    options.timeouts.connect = Duration::from_millis(500);
-    options.timeouts.header = Duration::from_millis(500);
-    options.timeouts.stall = Duration::from_millis(300);
     options.timeouts.retry_after_max = Duration::from_millis(100);
     options.limits = Limits::default();
     options.headers.push(("x-own".into(), "canary".into()));

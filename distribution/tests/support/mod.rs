@@ -50,6 +50,19 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts one; `extra` is YAML at the top level, `http` YAML inside the `http` section.
     pub(crate) fn start_with(dir: TempDir, http: &str, extra: &str) -> Self {
+        Self::launch(dir, "", http, extra)
+    }
+
+    /// Stops it and starts one that only reads, with the same content.
+    pub(crate) fn into_read_only(mut self) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let dir = std::mem::replace(&mut self.dir, TempDir::new().unwrap());
+        Self::launch(dir, "  maintenance:\n    readonly:\n      enabled: true\n", "", "")
+    }
+
+    /// `storage` is YAML inside the `storage` section, indented.
+    fn launch(dir: TempDir, storage_extra: &str, http: &str, extra: &str) -> Self {
         let indented =
             |text: &str| text.lines().map(|line| format!("  {line}\n")).collect::<String>();
         for _ in 0..10 {
@@ -57,7 +70,7 @@ impl Registry {
             let storage = dir.path().join("storage");
             let config = format!(
                 "version: 0.1\nlog:\n  level: error\nstorage:\n  delete:\n    enabled: true\n  \
-                 filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{}{extra}",
+                 filesystem:\n    rootdirectory: {}\n{storage_extra}http:\n  addr: 127.0.0.1:{port}\n{}{extra}",
                 storage.display(),
                 indented(http),
             );
