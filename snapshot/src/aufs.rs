@@ -3,14 +3,12 @@
 //! The directories are those of the overlay snapshotter (`snapshots/<id>/fs`);
 //! only the mounts differ.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crated_mount::Mount;
 
 use crate::error::{Error, Result};
 use crate::overlay::{OverlayOptions, OverlaySnapshotter};
-use crate::snapshotter::{CommitOptions, Info, Key, LabelUpdate, Labels, Name, Snapshotter, Usage};
 
 /// Keeps each layer as a directory and stacks them with aufs.
 ///
@@ -69,47 +67,7 @@ fn stack(mount: Mount) -> Mount {
     Mount { kind: "aufs".to_owned(), source: "none".to_owned(), target: String::new(), options }
 }
 
-impl Snapshotter for AufsSnapshotter {
-    fn stat(&self, key: &str) -> Result<Info> {
-        self.inner.stat(key)
-    }
-
-    fn update(&self, key: &str, labels: &LabelUpdate) -> Result<Info> {
-        self.inner.update(key, labels)
-    }
-
-    fn usage(&self, key: &str) -> Result<Usage> {
-        self.inner.usage(key)
-    }
-
-    fn mounts(&self, key: &Key) -> Result<Vec<Mount>> {
-        self.inner.mounts(key).map(stacked)
-    }
-
-    fn prepare(&self, key: &Key, parent: Option<&Name>, labels: &Labels) -> Result<Vec<Mount>> {
-        self.inner.prepare(key, parent, labels).map(stacked)
-    }
-
-    fn view(&self, key: &Key, parent: Option<&Name>, labels: &Labels) -> Result<Vec<Mount>> {
-        self.inner.view(key, parent, labels).map(stacked)
-    }
-
-    fn commit(&self, name: &Name, key: &Key, options: &CommitOptions) -> Result<()> {
-        self.inner.commit(name, key, options)
-    }
-
-    fn remove(&self, key: &str) -> Result<()> {
-        self.inner.remove(key)
-    }
-
-    fn walk(&self, visit: &mut dyn FnMut(Info) -> ControlFlow<()>) -> Result<()> {
-        self.inner.walk(visit)
-    }
-
-    fn cleanup(&self) -> Result<()> {
-        self.inner.cleanup()
-    }
-}
+crate::snapshotter::forward_to_inner!(AufsSnapshotter, stacked);
 
 #[cfg(test)]
 mod tests {

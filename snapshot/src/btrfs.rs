@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use crate::directories::ensure_private;
 use crate::error::{Error, Result};
 use crate::metastore::{MetaStore, Snapshot, SyncMode};
+use crate::shelf::refuse_rebase;
 use crate::snapshotter::{
     CommitOptions, Info, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
@@ -175,21 +176,11 @@ impl Snapshotter for BtrfsSnapshotter {
     }
 
     fn usage(&self, key: &str) -> Result<Usage> {
-        let snapshot = self.store.snapshot(key)?;
-        match snapshot.info.kind {
-            Kind::Active => self.measure(&snapshot),
-            Kind::View | Kind::Committed => Ok(snapshot.usage),
-        }
+        self.store.usage(key, |snapshot| self.measure(snapshot))
     }
 
     fn mounts(&self, key: &Key) -> Result<Vec<Mount>> {
-        let snapshot = self.store.snapshot(key.as_str())?;
-        match snapshot.info.kind {
-            Kind::Committed => {
-                Err(Error::precondition(key.as_str(), "is committed, not mountable"))
-            }
-            Kind::Active | Kind::View => self.mounts_of(&snapshot),
-        }
+        self.mounts_of(&self.store.mountable(key)?)
     }
 
     fn prepare(&self, key: &Key, parent: Option<&Name>, labels: &Labels) -> Result<Vec<Mount>> {
@@ -202,10 +193,7 @@ impl Snapshotter for BtrfsSnapshotter {
 
     fn commit(&self, name: &Name, key: &Key, options: &CommitOptions) -> Result<()> {
         let before = self.store.check_commit(name, key, options)?;
-        if options.parent.is_some() && before.info.parent.is_none() {
-            let reason = "full subvolumes cannot be put on a parent afterwards".into();
-            return Err(Error::Unsupported { reason });
-        }
+        refuse_rebase("subvolumes", &before, options)?;
         let usage = self.measure(&before)?;
         let committed = self.store.commit(name, key, options, usage, |snapshot| {
             before.ensure_same(snapshot)?;

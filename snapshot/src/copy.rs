@@ -111,30 +111,37 @@ fn data(source: &OwnedFd, copy: &OwnedFd, size: u64) -> rustix::io::Result<()> {
             Err(errno) => return Err(errno),
         };
         end = rustix::fs::seek(source, SeekFrom::Hole(start))?.min(size);
-        stretch(source, copy, start, end)?;
+        range(source, start, copy, start, end - start)?;
     }
     Ok(())
 }
 
-/// Copies the bytes from `start` to `end`, inside the kernel if it can.
-fn stretch(source: &OwnedFd, copy: &OwnedFd, start: u64, end: u64) -> rustix::io::Result<()> {
-    let mut at = start;
-    while at < end {
-        let (mut read_at, mut write_at) = (at, at);
-        let length = usize::try_from(end - at).unwrap_or(usize::MAX);
+/// Copies `length` bytes of `source` to another place in `copy`, inside the
+/// kernel if it can.
+pub(crate) fn range(
+    source: impl AsFd,
+    from: u64,
+    copy: impl AsFd,
+    to: u64,
+    length: u64,
+) -> rustix::io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        let (mut read_at, mut write_at) = (from + done, to + done);
+        let rest = usize::try_from(length - done).unwrap_or(usize::MAX).min(COPY_BYTES_MAX);
         let copied = rustix::fs::copy_file_range(
-            source,
+            &source,
             Some(&mut read_at),
-            copy,
+            &copy,
             Some(&mut write_at),
-            length.min(COPY_BYTES_MAX),
+            rest,
         );
-        at += match copied {
+        done += match copied {
             // Shorter than it said: somebody truncated it.
             Ok(0) => return Err(Errno::STALE),
             Ok(count) => count as u64,
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                by_hand(source, copy, at, end)?
+                by_hand(source.as_fd(), from + done, copy.as_fd(), to + done, rest)?
             }
             Err(Errno::INTR) => 0,
             Err(errno) => return Err(errno),
@@ -143,16 +150,21 @@ fn stretch(source: &OwnedFd, copy: &OwnedFd, start: u64, end: u64) -> rustix::io
     Ok(())
 }
 
-fn by_hand(source: &OwnedFd, copy: &OwnedFd, at: u64, end: u64) -> rustix::io::Result<u64> {
-    let mut buffer = vec![0; HAND_BYTES];
-    let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-    let count = rustix::io::pread(source, &mut buffer[..wanted], at)?;
+fn by_hand(
+    source: BorrowedFd<'_>,
+    from: u64,
+    copy: BorrowedFd<'_>,
+    to: u64,
+    length: usize,
+) -> rustix::io::Result<u64> {
+    let mut buffer = vec![0; HAND_BYTES.min(length)];
+    let count = rustix::io::pread(source, &mut buffer, from)?;
     if count == 0 {
         return Err(Errno::STALE);
     }
     let mut done = 0;
     while done < count {
-        done += rustix::io::pwrite(copy, &buffer[done..count], at + done as u64)?;
+        done += rustix::io::pwrite(copy, &buffer[done..count], to + done as u64)?;
     }
     Ok(count as u64)
 }

@@ -13,13 +13,16 @@
 //! A directory gets its id by rename, just before the record that names it is
 //! written; it loses it after the record is gone. So a crash at any moment
 //! leaves directories without records, never records without directories, and
-//! [`Directories::orphans`] finds the former.
+//! [`Directories::orphans`] finds the former. Nothing is deleted under an id:
+//! it is renamed first, which is quick whatever it holds, and a deletion that
+//! is interrupted goes on with the next cleanup.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +41,17 @@ pub(crate) struct Directories {
     sync: SyncMode,
     /// Names of `new-` and `rm-` directories in use, and a counter for more.
     in_use: Mutex<(HashSet<CString>, u64)>,
+    flushes: Flushes,
+}
+
+/// Counts flushes of the filesystem, so that those who wait for one share the
+/// next.
+#[derive(Debug, Default)]
+struct Flushes {
+    /// Tickets given out.
+    asked: AtomicU64,
+    /// All tickets below this one are served.
+    served: Mutex<u64>,
 }
 
 /// A directory being filled, deleted on drop unless it was given its id.
@@ -54,7 +68,7 @@ impl Directories {
         let path = root.join("snapshots");
         ensure_private(&path)?;
         let dir = Dir::open(&path)?;
-        Ok(Self { dir, sync, in_use: Mutex::default() })
+        Ok(Self { dir, sync, in_use: Mutex::default(), flushes: Flushes::default() })
     }
 
     /// The path of a snapshot's directory.
@@ -106,17 +120,22 @@ impl Directories {
         result
     }
 
-    /// Directories that belong to no snapshot of `ids` and to no work under
-    /// way. Only while no snapshot is made or removed: the ids must be current.
+    /// Takes all directories out of use that belong to no snapshot of `ids`
+    /// and to no work under way; the names they have now. Only while no
+    /// snapshot is made or removed: the ids must be current.
     pub(crate) fn orphans(&self, ids: &BTreeMap<u64, Kind>) -> Result<Vec<CString>> {
-        let mut names = self.dir.names()?;
-        let mut in_use = self.lock();
-        names.retain(|name| {
-            let known = name.to_str().ok().and_then(|name| name.parse().ok());
-            !known.is_some_and(|id| ids.contains_key(&id)) && !in_use.0.contains(name)
-        });
-        in_use.0.extend(names.iter().cloned());
-        Ok(names)
+        let mut orphans = Vec::new();
+        for name in self.dir.names()? {
+            let id: Option<u64> = name.to_str().ok().and_then(|name| name.parse().ok());
+            // "02" is not the directory of snapshot 2.
+            match id.filter(|id| c_name(*id) == name) {
+                Some(id) if ids.contains_key(&id) => {}
+                Some(id) => orphans.extend(self.retire(id)?),
+                _ if self.lock().0.insert(name.clone()) => orphans.push(name),
+                _ => {}
+            }
+        }
+        Ok(orphans)
     }
 
     /// Deletes all of `names`; reports the first failure after trying all.
@@ -133,7 +152,16 @@ impl Directories {
 
     /// Writes everything on this filesystem to the disk.
     pub(crate) fn sync_filesystem(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.dir).map_err(|e| self.dir.error("sync", e))
+        let ticket = self.flushes.asked.fetch_add(1, Ordering::SeqCst);
+        let mut served = self.flushes.served.lock().unwrap_or_else(PoisonError::into_inner);
+        // The flush just waited for began after this call did.
+        if *served > ticket {
+            return Ok(());
+        }
+        let asked = self.flushes.asked.load(Ordering::SeqCst);
+        rustix::fs::syncfs(&self.dir).map_err(|e| self.dir.error("sync", e))?;
+        *served = asked;
+        Ok(())
     }
 
     fn reserve(&self, prefix: &str) -> CString {
@@ -161,7 +189,7 @@ impl Staged<'_> {
         self.directories.dir.entry_path(&self.name)
     }
 
-    /// Gives the directory its id, durably if commits are.
+    /// Gives the directory its id, durably if records are durable.
     pub(crate) fn place(&mut self, id: u64) -> Result<()> {
         let dir = &self.directories.dir;
         let new = c_name(id);
@@ -182,7 +210,7 @@ impl Staged<'_> {
         renamed.map_err(|e| Error::io("rename", self.path(), e))?;
         self.placed = true;
         self.directories.release(&self.name);
-        if self.directories.sync == SyncMode::EachCommit {
+        if self.directories.sync != SyncMode::Deferred {
             rustix::fs::fsync(dir).map_err(|e| dir.error("sync", e))?;
         }
         Ok(())
@@ -227,4 +255,57 @@ pub(crate) fn ensure_private(path: &Path) -> Result<()> {
 
 fn c_name(id: u64) -> CString {
     CString::new(id.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_nobody_is_renamed_before_it_is_deleted() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        let open = || Directories::open(&root, SyncMode::Never).unwrap();
+        let directories = open();
+        for name in ["1", "2", "02", "rm-left", "new-left", "other"] {
+            std::fs::create_dir_all(root.join("snapshots").join(name).join("deep/er")).unwrap();
+        }
+        let ids = BTreeMap::from([(1, Kind::Active)]);
+        let orphans = directories.orphans(&ids).unwrap();
+        assert_eq!(orphans.len(), 5);
+        assert!(root.join("snapshots/1").exists() && !root.join("snapshots/2").exists());
+        // The id is free at once, whatever a slow deletion still has to do.
+        directories.stage().unwrap().place(2).unwrap();
+        assert_eq!(
+            directories.orphans(&BTreeMap::from([(1, Kind::Active), (2, Kind::Active)])).unwrap(),
+            Vec::<CString>::new(),
+            "those are being deleted already"
+        );
+
+        // Killed here: the next process finds and finishes all of it.
+        drop(directories);
+        let directories = open();
+        let again = directories.orphans(&BTreeMap::from([(1, Kind::Active), (2, Kind::Active)]));
+        let again = again.unwrap();
+        assert_eq!(again.len(), 5);
+        directories.delete_all(&again).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(root.join("snapshots"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["1", "2"]);
+    }
+
+    #[test]
+    fn flushes_that_were_asked_for_before_one_began_share_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let directories = Directories::open(&temp.path().join("root"), SyncMode::Never).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| directories.sync_filesystem().unwrap());
+            }
+        });
+        assert_eq!(*directories.flushes.served.lock().unwrap(), 8);
+    }
 }

@@ -1,12 +1,15 @@
 //! The parent and child graph of snapshots, shared by implementors.
 //!
-//! One database file holds three tables:
+//! One database file holds five tables:
 //!
 //! ```text
 //! snapshots  key or name       -> JSON of Record
 //! children   (parent, child)   -> ()
 //! counters   "last_id"         -> greatest id ever given out
 //!            "format"          -> version of this layout
+//!            "boot_*", "device" -> where the file was last open (module `settled`)
+//! unsettled  id                -> name, committed but perhaps not on the disk
+//! lost       key or name       -> () (module `settled`)
 //! ```
 //!
 //! Ids name directories. They only grow, so a directory whose id is not in
@@ -16,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use redb::{
@@ -26,17 +30,29 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::snapshotter::{CommitOptions, Info, Key, Kind, LabelUpdate, Labels, Name, Usage};
 
+mod settled;
+
 /// When a committed snapshot reaches the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Before the call returns: the filesystem is flushed, then the record is
-    /// written durably. An acknowledged snapshot survives a power cut.
+    /// Many together: a commit returns at once, marked as unsettled, and one
+    /// flush of the filesystem settles all of them, seconds later or in
+    /// [`settle`](crate::Snapshotter::settle). What a power cut finds unsettled
+    /// is gone when the snapshotter is next opened, with all that stood on it,
+    /// and can be made again; the end of a process alone costs nothing.
     #[default]
+    Batched,
+    /// Before the call returns: the filesystem is flushed, then the record is
+    /// written durably. Commits side by side share a flush.
     EachCommit,
     /// With the next `sync` or `cleanup`. Until then a crash takes back every
     /// change since the last one, as if it had not been asked for; a committed
     /// snapshot is complete or absent, never damaged.
     Deferred,
+    /// Whenever the kernel likes. After a power cut a committed snapshot may
+    /// hold empty files and nobody will know: for roots that do not outlive
+    /// the machine.
+    Never,
 }
 
 /// The graph of snapshots of one snapshotter, in one file.
@@ -46,7 +62,9 @@ pub enum SyncMode {
 #[derive(Debug)]
 pub struct MetaStore {
     database: Database,
-    durability: Durability,
+    sync: SyncMode,
+    /// Held while the filesystem is flushed: those who wait find it done.
+    settling: Mutex<()>,
 }
 
 /// One snapshot as its implementor sees it.
@@ -111,23 +129,23 @@ impl MetaStore {
             .set_cache_size(CACHE_BYTES)
             .create(path)
             .map_err(|e| Error::metadata("open", e))?;
-        let durability = match sync {
-            SyncMode::EachCommit => Durability::Immediate,
-            SyncMode::Deferred => Durability::None,
-        };
-        let store = Self { database, durability };
+        let store = Self { database, sync, settling: Mutex::default() };
+        let place = settled::Place::of(path)?;
         store.write_with(Durability::Immediate, |tx| {
             tx.open_table(SNAPSHOTS).map_err(table)?;
             tx.open_table(CHILDREN).map_err(table)?;
             let mut counters = tx.open_table(COUNTERS).map_err(table)?;
             let format = counters.get("format").map_err(storage)?.map(|v| v.value());
             match format {
-                Some(FORMAT) => Ok(()),
-                None => counters.insert("format", FORMAT).map(drop).map_err(storage),
-                Some(other) => Err(Error::Unsupported {
-                    reason: format!("metadata format {other}, this version knows {FORMAT}"),
-                }),
+                Some(FORMAT) => {}
+                None => drop(counters.insert("format", FORMAT).map_err(storage)?),
+                Some(other) => {
+                    let reason = format!("metadata format {other}, this version knows {FORMAT}");
+                    return Err(Error::Unsupported { reason });
+                }
             }
+            drop(counters);
+            settled::arrive(tx, place)
         })?;
         Ok(store)
     }
@@ -153,6 +171,40 @@ impl MetaStore {
         let tx = self.database.begin_read().map_err(|e| Error::metadata("read", e))?;
         let snapshots = tx.open_table(SNAPSHOTS).map_err(table)?;
         load(&snapshots, key)?.info(key)
+    }
+
+    /// The snapshot of this key, if it is one that has mounts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], [`Error::Metadata`];
+    /// [`Error::FailedPrecondition`] for a committed one.
+    pub fn mountable(&self, key: &Key) -> Result<Snapshot> {
+        let snapshot = self.snapshot(key.as_str())?;
+        match snapshot.info.kind {
+            Kind::Active | Kind::View => Ok(snapshot),
+            Kind::Committed => {
+                Err(Error::precondition(key.as_str(), "is committed, not mountable"))
+            }
+        }
+    }
+
+    /// What a snapshot occupies: what `measure` finds for an active one, else
+    /// what is recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], [`Error::Metadata`], and those of `measure`.
+    pub fn usage(
+        &self,
+        key: &str,
+        measure: impl FnOnce(&Snapshot) -> Result<Usage>,
+    ) -> Result<Usage> {
+        let snapshot = self.snapshot(key)?;
+        match snapshot.info.kind {
+            Kind::Active => measure(&snapshot),
+            Kind::View | Kind::Committed => Ok(snapshot.usage),
+        }
     }
 
     /// Records a new snapshot and lets `make` put its directory in place
@@ -195,6 +247,7 @@ impl MetaStore {
                 inodes: 0,
             };
             store(&mut snapshots, key.as_str(), &record)?;
+            settled::made(tx, key.as_str())?;
             let snapshot = snapshot_of(&snapshots, key.as_str(), record)?;
             make(&snapshot)?;
             Ok(snapshot)
@@ -233,6 +286,10 @@ impl MetaStore {
             (record.created_at, record.updated_at) = (now, now);
             (record.size_bytes, record.inodes) = (usage.size_bytes, usage.inodes);
             store(&mut snapshots, name.as_str(), &record)?;
+            settled::made(tx, name.as_str())?;
+            if self.sync == SyncMode::Batched {
+                settled::committed(tx, record.id, name.as_str())?;
+            }
             let snapshot = snapshot_of(&snapshots, name.as_str(), record)?;
             finish(&snapshot)?;
             Ok(snapshot)
@@ -283,6 +340,7 @@ impl MetaStore {
                 children.remove((parent.as_str(), key)).map_err(storage)?;
             }
             snapshots.remove(key).map_err(storage)?;
+            settled::removed(tx, snapshot.id)?;
             release(&snapshot)?;
             Ok(snapshot)
         })
@@ -355,7 +413,11 @@ impl MetaStore {
     }
 
     fn write<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
-        self.write_with(self.durability, f)
+        let durability = match self.sync {
+            SyncMode::Deferred => Durability::None,
+            SyncMode::Batched | SyncMode::EachCommit | SyncMode::Never => Durability::Immediate,
+        };
+        self.write_with(durability, f)
     }
 
     /// Runs `f` in a transaction that counts only if `f` succeeds.

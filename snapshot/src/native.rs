@@ -13,7 +13,8 @@ use crated_mount::Mount;
 use crate::copy;
 use crate::directories::Directories;
 use crate::error::{Error, Result};
-use crate::metastore::{MetaStore, Snapshot, SyncMode};
+use crate::metastore::{Snapshot, SyncMode};
+use crate::shelf::{Shelf, refuse_rebase};
 use crate::snapshotter::{
     CommitOptions, Info, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
@@ -27,9 +28,7 @@ use crate::usage;
 /// a parent cannot be put on one at commit: there is nothing to merge with.
 #[derive(Debug)]
 pub struct NativeSnapshotter {
-    root: PathBuf,
-    store: MetaStore,
-    directories: Directories,
+    shelf: Shelf,
 }
 
 impl NativeSnapshotter {
@@ -40,15 +39,14 @@ impl NativeSnapshotter {
     /// [`Error::InvalidArgument`] when the root is not private;
     /// [`Error::Metadata`] when another process has it open; [`Error::Io`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
-        let directories = Directories::open(&root, SyncMode::EachCommit)?;
-        let store = MetaStore::open(&root.join("metadata.db"), SyncMode::EachCommit)?;
-        Ok(Self { root, store, directories })
+        let (root, sync) = (root.into(), SyncMode::default());
+        let directories = Directories::open(&root, sync)?;
+        Ok(Self { shelf: Shelf::open(&root, sync, directories)? })
     }
 
     /// The directory everything is kept in.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.shelf.root()
     }
 
     fn create(
@@ -66,17 +64,17 @@ impl NativeSnapshotter {
         let mut staged = match (kind, parent_id) {
             (Kind::View, Some(_)) => None,
             (_, parent_id) => {
-                let staged = self.directories.stage()?;
+                let staged = self.shelf.directories.stage()?;
                 let path = staged.path();
                 std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
                     .map_err(|e| Error::io("change mode", &path, e))?;
                 if let Some(id) = parent_id {
-                    copy::tree(&Dir::open(&self.directories.path(id))?, &Dir::open(&path)?)?;
+                    copy::tree(&Dir::open(&self.shelf.directories.path(id))?, &Dir::open(&path)?)?;
                 }
                 Some(staged)
             }
         };
-        let snapshot = self.store.create(kind, key, parent, labels, |snapshot| {
+        let snapshot = self.shelf.store.create(kind, key, parent, labels, |snapshot| {
             if snapshot.parent_ids.first() != parent_id.as_ref() {
                 // Removed, and its name taken by another one.
                 let parent = parent.map(Name::to_string).unwrap_or_default();
@@ -89,12 +87,12 @@ impl NativeSnapshotter {
 
     /// The id of a parent, after the checks that spare a copy in vain.
     fn parent_id(&self, key: &Key, parent: &Name) -> Result<u64> {
-        match self.store.info(key.as_str()) {
+        match self.shelf.store.info(key.as_str()) {
             Err(Error::NotFound(_)) => {}
             Ok(_) => return Err(Error::AlreadyExists(key.to_string())),
             Err(error) => return Err(error),
         }
-        let snapshot = self.store.snapshot(parent.as_str())?;
+        let snapshot = self.shelf.store.snapshot(parent.as_str())?;
         match snapshot.info.kind {
             Kind::Committed => Ok(snapshot.id),
             Kind::Active | Kind::View => {
@@ -102,6 +100,10 @@ impl NativeSnapshotter {
                 Err(Error::invalid("parent", reason))
             }
         }
+    }
+
+    fn measure(&self, snapshot: &Snapshot) -> Result<Usage> {
+        usage::of(&self.shelf.directories.path(snapshot.id))
     }
 
     fn mounts_of(&self, snapshot: &Snapshot) -> Vec<Mount> {
@@ -112,7 +114,7 @@ impl NativeSnapshotter {
         };
         vec![Mount {
             kind: "bind".to_owned(),
-            source: self.directories.path(id).display().to_string(),
+            source: self.shelf.directories.path(id).display().to_string(),
             target: String::new(),
             options: vec!["rbind".to_owned(), access.to_owned()],
         }]
@@ -121,29 +123,19 @@ impl NativeSnapshotter {
 
 impl Snapshotter for NativeSnapshotter {
     fn stat(&self, key: &str) -> Result<Info> {
-        self.store.info(key)
+        self.shelf.store.info(key)
     }
 
     fn update(&self, key: &str, labels: &LabelUpdate) -> Result<Info> {
-        self.store.update(key, labels)
+        self.shelf.store.update(key, labels)
     }
 
     fn usage(&self, key: &str) -> Result<Usage> {
-        let snapshot = self.store.snapshot(key)?;
-        match snapshot.info.kind {
-            Kind::Active => usage::of(&self.directories.path(snapshot.id)),
-            Kind::View | Kind::Committed => Ok(snapshot.usage),
-        }
+        self.shelf.store.usage(key, |snapshot| self.measure(snapshot))
     }
 
     fn mounts(&self, key: &Key) -> Result<Vec<Mount>> {
-        let snapshot = self.store.snapshot(key.as_str())?;
-        match snapshot.info.kind {
-            Kind::Committed => {
-                Err(Error::precondition(key.as_str(), "is committed, not mountable"))
-            }
-            Kind::Active | Kind::View => Ok(self.mounts_of(&snapshot)),
-        }
+        Ok(self.mounts_of(&self.shelf.store.mountable(key)?))
     }
 
     fn prepare(&self, key: &Key, parent: Option<&Name>, labels: &Labels) -> Result<Vec<Mount>> {
@@ -155,39 +147,34 @@ impl Snapshotter for NativeSnapshotter {
     }
 
     fn commit(&self, name: &Name, key: &Key, options: &CommitOptions) -> Result<()> {
-        let before = self.store.check_commit(name, key, options)?;
-        if options.parent.is_some() && before.info.parent.is_none() {
-            let reason = "full copies cannot be put on a parent afterwards".into();
-            return Err(Error::Unsupported { reason });
-        }
-        let usage = usage::of(&self.directories.path(before.id))?;
-        self.directories.sync_filesystem()?;
-        self.store.commit(name, key, options, usage, |snapshot| before.ensure_same(snapshot))?;
+        self.shelf.commit(name, key, options, |snapshot| {
+            refuse_rebase("copies", snapshot, options)?;
+            self.measure(snapshot)
+        })?;
         Ok(())
     }
 
     fn remove(&self, key: &str) -> Result<()> {
-        let mut retired = None;
-        let removed = self.store.remove(key, |snapshot| {
-            retired = self.directories.retire(snapshot.id)?.map(|name| (name, snapshot.id));
-            Ok(())
-        });
-        match (removed, retired) {
-            (Ok(_), Some((name, _))) => self.directories.delete(&name),
-            (Err(error), Some((name, id))) => {
-                self.directories.restore(&name, id);
-                Err(error)
-            }
-            (removed, None) => removed.map(drop),
-        }
+        self.shelf.remove(key, true).map(drop)
     }
 
     fn walk(&self, visit: &mut dyn FnMut(Info) -> ControlFlow<()>) -> Result<()> {
-        self.store.walk(&mut |_, info| visit(info))
+        self.shelf.store.walk(&mut |_, info| visit(info))
     }
 
     fn cleanup(&self) -> Result<()> {
-        let orphans = self.store.with_ids(|ids| self.directories.orphans(ids))?;
-        self.directories.delete_all(&orphans)
+        self.shelf.cleanup()
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.shelf.settle()
+    }
+
+    fn lost(&self) -> Result<Vec<String>> {
+        self.shelf.store.lost()
+    }
+
+    fn forget_lost(&self, keys: &[String]) -> Result<()> {
+        self.shelf.store.forget_lost(keys)
     }
 }

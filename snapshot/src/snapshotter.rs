@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 ///
 /// Every method blocks and may be called from many threads at once. Each is
 /// one transaction: after a failure or a crash it has happened or it has not.
+/// A power cut may take back a commit that is not [settled](Self::settle).
 pub trait Snapshotter: Send + Sync {
     /// What is known about the snapshot of this key or name.
     ///
@@ -117,6 +118,39 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// Those of the storage underneath, after everything else was tried.
     fn cleanup(&self) -> Result<()>;
+
+    /// Makes every snapshot committed so far survive a power cut.
+    ///
+    /// Call it once per image, before a record elsewhere says that the image
+    /// is there. Nothing to do for implementors whose commits are durable.
+    ///
+    /// # Errors
+    ///
+    /// Those of the storage underneath; nothing is known then.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Keys and names of snapshots that were there before a power cut and
+    /// cannot be trusted after it. They are gone, with all that stood on them,
+    /// and answer [`Error::NotFound`]; the list helps those who keep records
+    /// of their own. Making one again takes it off the list.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the storage underneath.
+    fn lost(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes `keys` off the list of what was [lost](Self::lost).
+    ///
+    /// # Errors
+    ///
+    /// Only those of the storage underneath.
+    fn forget_lost(&self, _keys: &[String]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The key of an active snapshot or a view: an opaque, non-empty string.
@@ -323,3 +357,86 @@ macro_rules! opaque_string {
 
 opaque_string!(Key);
 opaque_string!(Name);
+
+/// Implements [`Snapshotter`] by the field `inner`, with `$mounts` applied to
+/// the mounts it answers.
+macro_rules! forward_to_inner {
+    ($type:ty, $mounts:path) => {
+        impl $crate::Snapshotter for $type {
+            fn stat(&self, key: &str) -> $crate::Result<$crate::Info> {
+                self.inner.stat(key)
+            }
+
+            fn update(
+                &self,
+                key: &str,
+                labels: &$crate::LabelUpdate,
+            ) -> $crate::Result<$crate::Info> {
+                self.inner.update(key, labels)
+            }
+
+            fn usage(&self, key: &str) -> $crate::Result<$crate::Usage> {
+                self.inner.usage(key)
+            }
+
+            fn mounts(&self, key: &$crate::Key) -> $crate::Result<Vec<$crate::Mount>> {
+                self.inner.mounts(key).map($mounts)
+            }
+
+            fn prepare(
+                &self,
+                key: &$crate::Key,
+                parent: Option<&$crate::Name>,
+                labels: &$crate::Labels,
+            ) -> $crate::Result<Vec<$crate::Mount>> {
+                self.inner.prepare(key, parent, labels).map($mounts)
+            }
+
+            fn view(
+                &self,
+                key: &$crate::Key,
+                parent: Option<&$crate::Name>,
+                labels: &$crate::Labels,
+            ) -> $crate::Result<Vec<$crate::Mount>> {
+                self.inner.view(key, parent, labels).map($mounts)
+            }
+
+            fn commit(
+                &self,
+                name: &$crate::Name,
+                key: &$crate::Key,
+                options: &$crate::CommitOptions,
+            ) -> $crate::Result<()> {
+                self.inner.commit(name, key, options)
+            }
+
+            fn remove(&self, key: &str) -> $crate::Result<()> {
+                self.inner.remove(key)
+            }
+
+            fn walk(
+                &self,
+                visit: &mut dyn FnMut($crate::Info) -> std::ops::ControlFlow<()>,
+            ) -> $crate::Result<()> {
+                self.inner.walk(visit)
+            }
+
+            fn cleanup(&self) -> $crate::Result<()> {
+                self.inner.cleanup()
+            }
+
+            fn settle(&self) -> $crate::Result<()> {
+                self.inner.settle()
+            }
+
+            fn lost(&self) -> $crate::Result<Vec<String>> {
+                self.inner.lost()
+            }
+
+            fn forget_lost(&self, keys: &[String]) -> $crate::Result<()> {
+                self.inner.forget_lost(keys)
+            }
+        }
+    };
+}
+pub(crate) use forward_to_inner;

@@ -1,11 +1,12 @@
-//! The calls of btrfs: creating, copying, finding and deleting subvolumes.
-#![allow(unsafe_code, reason = "ioctls of one filesystem, which no crate wraps")]
+//! The calls of btrfs (creating, copying, finding and deleting subvolumes) and
+//! those of project quotas.
+#![allow(unsafe_code, reason = "calls of filesystems, which no crate wraps")]
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::{Errno, Result};
-use rustix::ioctl::{Opcode, Setter, Updater, ioctl, opcode};
+use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
 
 /// The argument of every call used here: 4096 bytes, fields at fixed places.
 #[repr(C, align(8))]
@@ -96,5 +97,95 @@ impl Arguments {
             0..=NAME_BYTES_MAX => Ok(self.put(at, name.to_bytes())),
             _ => Err(Errno::NAMETOOLONG),
         }
+    }
+}
+
+/// `struct fsxattr` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FileAttributes {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+    padding: [u8; 8],
+}
+
+/// What is made in a directory gets its project.
+const INHERIT_PROJECT: u32 = 0x200;
+const GET_ATTRIBUTES: Opcode = opcode::read::<FileAttributes>(b'X', 31);
+const SET_ATTRIBUTES: Opcode = opcode::write::<FileAttributes>(b'X', 32);
+
+/// Puts a directory, and what will be made in it, into `project`.
+pub(crate) fn set_project(dir: impl AsFd, project: u32) -> Result<()> {
+    // SAFETY: FS_IOC_FSGETXATTR writes one fsxattr, which is what
+    // FileAttributes lays out, and any bytes are valid in its fields.
+    let mut attributes = unsafe { ioctl(&dir, Getter::<GET_ATTRIBUTES, FileAttributes>::new()) }?;
+    attributes.project = project;
+    attributes.flags |= INHERIT_PROJECT;
+    // SAFETY: FS_IOC_FSSETXATTR reads one fsxattr, which is what
+    // FileAttributes lays out; all of it is initialised.
+    unsafe { ioctl(&dir, Setter::<SET_ATTRIBUTES, FileAttributes>::new(attributes)) }
+}
+
+/// `struct if_dqblk` of `linux/quota.h`: limits and use of one project.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ProjectQuota {
+    hard_limit_kib: u64,
+    soft_limit_kib: u64,
+    pub(crate) used_bytes: u64,
+    inodes_hard_limit: u64,
+    inodes_soft_limit: u64,
+    pub(crate) used_inodes: u64,
+    block_time: u64,
+    inode_time: u64,
+    valid: u32,
+}
+
+const LIMITS_ARE_VALID: u32 = 1;
+const PROJECT: libc::c_int = 2;
+
+/// Limits what `project` may hold on the filesystem of `dir`; zero is no limit.
+pub(crate) fn limit_project(dir: impl AsFd, project: u32, kib_max: u64) -> Result<()> {
+    let mut quota = ProjectQuota {
+        hard_limit_kib: kib_max,
+        valid: LIMITS_ARE_VALID,
+        ..ProjectQuota::default()
+    };
+    quotactl(dir, libc::Q_SETQUOTA, project, &mut quota)
+}
+
+/// What `project` holds on the filesystem of `dir`.
+pub(crate) fn project_usage(dir: impl AsFd, project: u32) -> Result<ProjectQuota> {
+    let mut quota = ProjectQuota::default();
+    quotactl(dir, libc::Q_GETQUOTA, project, &mut quota)?;
+    Ok(quota)
+}
+
+fn quotactl(
+    dir: impl AsFd,
+    command: libc::c_int,
+    project: u32,
+    quota: &mut ProjectQuota,
+) -> Result<()> {
+    let command = (command << 8) | PROJECT;
+    // SAFETY: quotactl_fd(2) takes a descriptor, which stays open during the
+    // call, a command, an id, and for the two commands used here a pointer to
+    // an if_dqblk, which is what ProjectQuota lays out; any bytes the kernel
+    // writes are valid in its fields.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_quotactl_fd,
+            dir.as_fd().as_raw_fd(),
+            command,
+            project,
+            std::ptr::from_mut(quota),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }

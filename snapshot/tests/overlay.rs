@@ -236,3 +236,99 @@ fn deferred_commits_are_complete_or_absent_after_a_crash() {
     s.cleanup().unwrap();
     s.prepare(&key("on"), Some(&name("synced")), &Labels::new()).unwrap();
 }
+
+#[test]
+fn id_mapped_snapshots_show_the_layers_below_with_mapped_owners() {
+    let Some((temp, options)) = bench() else { return };
+    let overlay = OverlaySnapshotter::open(options).unwrap();
+    let packed = crated_snapshot::ErofsSnapshotter::open(crated_snapshot::ErofsOptions {
+        root: temp.path().join("packed"),
+        ..Default::default()
+    })
+    .unwrap();
+    if !overlay.remaps_ids() {
+        return;
+    }
+    for s in [&overlay as &dyn Snapshotter, &packed] {
+        let mounts = s.prepare(&key("k"), None, &Labels::new()).unwrap();
+        fs::write(Path::new(&mounts[0].source).join("file"), "of root").unwrap();
+        s.commit(&name("base"), &key("k"), &CommitOptions::default()).unwrap();
+        let labels: Labels = [
+            (UID_MAPPING_LABEL.to_owned(), "0:100000:65536".to_owned()),
+            (GID_MAPPING_LABEL.to_owned(), "0:200000:65536".to_owned()),
+        ]
+        .into();
+        let mounts = s.prepare(&key("mapped"), Some(&name("base")), &labels).unwrap();
+        let mount = crated_mount::TempMount::attach(&mounts, &temp.path().join("mounts")).unwrap();
+        let owner = |name: &str| {
+            let meta = fs::metadata(mount.path().join(name)).unwrap();
+            (meta.uid(), meta.gid())
+        };
+        assert_eq!(owner("file"), (100_000, 200_000));
+        assert_eq!(owner(""), (100_000, 200_000));
+        // Its owner is the container's root, who may change it.
+        fs::write(mount.path().join("file"), "changed").unwrap();
+        assert_eq!(owner("file"), (100_000, 200_000));
+        mount.close().unwrap();
+        s.remove("mapped").unwrap();
+        assert!(matches!(s.mounts(&key("mapped")), Err(Error::NotFound(_))));
+    }
+}
+
+#[test]
+fn a_quota_limits_one_snapshot_or_is_refused_with_the_reason() {
+    let Some((temp, _)) = bench() else { return };
+    let image = temp.path().join("image");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let mkfs = |features: &str| {
+        let mut mkfs = std::process::Command::new("mkfs.ext4");
+        let made = mkfs.args(["-q", "-F", "-O", features]).arg(&image).status();
+        assert!(made.unwrap().success());
+    };
+    let attach = |options: &[&str]| {
+        let mount = Mount {
+            kind: "ext4".into(),
+            source: image.display().to_string(),
+            target: String::new(),
+            options: options.iter().copied().map(String::from).collect(),
+        };
+        crated_mount::TempMount::attach(&[mount], &temp.path().join("disk"))
+    };
+    mkfs("project,quota");
+    // Kernels without quotas refuse to mount a filesystem that has them.
+    let (disk, limits) = match attach(&["loop", "prjquota"]) {
+        Ok(disk) => (disk, true),
+        Err(_) => {
+            mkfs("^project,^quota");
+            (attach(&["loop"]).unwrap(), false)
+        }
+    };
+    let options = OverlayOptions { root: disk.path().join("root"), ..OverlayOptions::default() };
+    let s = OverlaySnapshotter::open(options).unwrap();
+    let limited: Labels = [(crated_snapshot::QUOTA_LABEL.to_owned(), (4 << 20).to_string())].into();
+    let prepared = s.prepare(&key("limited"), None, &limited);
+    let bad: Labels = [(crated_snapshot::QUOTA_LABEL.to_owned(), "4M".to_owned())].into();
+    let refused = s.prepare(&key("bad"), None, &bad);
+    assert!(matches!(refused, Err(Error::InvalidArgument { .. })), "{refused:?}");
+    if limits {
+        let at = prepared.unwrap()[0].source.clone();
+        fs::write(Path::new(&at).join("little"), vec![1; 1 << 20]).unwrap();
+        let mut much = fs::File::create(Path::new(&at).join("much")).unwrap();
+        let error = std::io::Write::write_all(&mut much, &vec![1; 8 << 20])
+            .and_then(|()| much.sync_all())
+            .unwrap_err();
+        let codes = [rustix::io::Errno::DQUOT, rustix::io::Errno::NOSPC];
+        assert!(codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error())));
+        let usage = s.usage("limited").unwrap();
+        assert!((1 << 20..5 << 20).contains(&usage.size_bytes), "{usage:?}");
+        let at = s.prepare(&key("free"), None, &Labels::new()).unwrap()[0].source.clone();
+        fs::write(Path::new(&at).join("much"), vec![1; 8 << 20]).unwrap();
+        s.remove("limited").unwrap();
+    } else {
+        let Err(Error::Unsupported { reason }) = prepared else { panic!("{prepared:?}") };
+        assert!(reason.contains("quota"), "{reason}");
+        assert!(matches!(s.stat("limited"), Err(Error::NotFound(_))), "nothing is left of it");
+    }
+    drop(s);
+    disk.close().unwrap();
+}

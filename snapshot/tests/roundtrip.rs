@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crated_snapshot::testsuite::{TestDir, is_root, may_run};
+use crated_snapshot::testsuite::{Item, LayerBuilder, TestDir, is_root, may_run};
 use crated_snapshot::{
     Applier, ApplyOptions, Compression, DiffOptions, Differ, Mount, TarApplier, Target,
     WalkingDiffer, apply_tar,
@@ -274,16 +274,23 @@ proptest! {
         }
         let alone: Vec<PathBuf> =
             (0..layers.len()).map(|at| dir(&temp, &format!("alone{at}"))).collect();
+        let mut assumed = Vec::new();
         std::thread::scope(|scope| {
-            for (layer, upper) in layers.iter().zip(&alone) {
-                let options = &options;
-                scope.spawn(move || {
-                    let target = Target::overlay(upper, &[], false).unwrap();
-                    let mut tar = flate2::read::MultiGzDecoder::new(&layer[..]);
-                    apply_tar(&mut tar, &target, options).unwrap();
-                });
-            }
+            let options = &options;
+            let unpack = |(layer, upper): (&'_ Vec<u8>, &'_ PathBuf)| {
+                TarApplier::default().apply_alone(&mut &layer[..], upper, options).unwrap().1
+            };
+            let threads: Vec<_> = layers
+                .iter()
+                .zip(&alone)
+                .map(|one| scope.spawn(move || unpack(one)))
+                .collect();
+            assumed.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
         });
+        for at in 0..alone.len() {
+            let lowers: Vec<&Path> = alone[..at].iter().rev().map(PathBuf::as_path).collect();
+            prop_assert!(assumed[at].settle(&alone[at], &lowers).unwrap());
+        }
         let lowers: Vec<String> =
             alone.iter().rev().map(|path| path.display().to_string()).collect();
         let overlay = [Mount {
@@ -298,6 +305,27 @@ proptest! {
         merged.close().unwrap();
         prop_assert_eq!(&seen, &describe(&in_turn));
         prop_assert_eq!(&seen, &describe(trees.last().unwrap()));
+    }
+
+    #[test]
+    fn an_erofs_image_shows_the_same_tree(
+        objects in prop::collection::vec(object(), 0..40),
+    ) {
+        prop_assume!(may_run(is_root(), "needs root"));
+        let temp = TestDir::new();
+        let (tree, image) = (dir(&temp, "tree"), temp.path().join("image"));
+        build(&tree, &objects);
+        crated_snapshot::write_erofs(&tree, &fs::File::create_new(&image).unwrap()).unwrap();
+        let mount = Mount {
+            kind: "erofs".into(),
+            source: image.display().to_string(),
+            target: String::new(),
+            options: vec!["ro".into()],
+        };
+        let shown = crated_mount::TempMount::attach(&[mount], &dir(&temp, "mnt")).unwrap();
+        let seen = describe(shown.path());
+        shown.close().unwrap();
+        prop_assert_eq!(seen, describe(&tree));
     }
 
     #[test]
@@ -433,4 +461,71 @@ fn owners_survive_by_number() {
     TarApplier::default().apply(&mut &layer[..], &bind(&own), &ApplyOptions::default()).unwrap();
     let meta = fs::metadata(own.join("f")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (4_000_000_000, 2_097_152));
+}
+
+/// Unpacks `layer` alone, and in place on `lower`; says whether the first settles there, and what
+/// became of both.
+fn alone_and_in_place(temp: &TestDir, lower: &Path, layer: &[u8]) -> (bool, Described, Described) {
+    let (alone, in_place) = (dir(temp, "alone"), dir(temp, "in-place"));
+    let options = ApplyOptions::default();
+    let applier = TarApplier::default();
+    let (applied, assumed) = applier.apply_alone(&mut &layer[..], &alone, &options).unwrap();
+    let target = Target::overlay(&in_place, &[lower], false).unwrap();
+    assert_eq!(apply_tar(&mut &layer[..], &target, &options).unwrap(), applied);
+    let settled = assumed.settle(&alone, &[lower]).unwrap();
+    (settled, describe(&alone), describe(&in_place))
+}
+
+#[test]
+fn a_directory_passed_through_takes_after_the_one_below_once_that_is_known() {
+    if !may_run(is_root(), "needs root") {
+        return;
+    }
+    let temp = TestDir::new();
+    let lower = dir(&temp, "lower");
+    for (path, mode, time) in [("usr", 0o1750, 5000), ("usr/lib", 0o2711, 6000)] {
+        fs::create_dir(lower.join(path)).unwrap();
+        chown(lower.join(path), Some(7), Some(8)).unwrap();
+        fs::set_permissions(lower.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        touch(&lower.join(path), time);
+    }
+    touch(&lower.join("usr"), 5000);
+    fs::write(lower.join("file"), "").unwrap();
+    let gone = Item { kind: b'5', name: b"own", mode: 0o700, uid: 3, ..Item::default() };
+    let layer = LayerBuilder::new()
+        .file("usr/lib/new", b"new")
+        .file("usr/.wh.old", b"")
+        .file("file/below", b"a file below becomes a directory")
+        .item(&gone)
+        .file("own/.wh..wh..opq", b"")
+        .file("own/deep/er", b"")
+        .finish();
+    let (settled, alone, in_place) = alone_and_in_place(&temp, &lower, &layer);
+    assert!(settled);
+    let mut known = alone.clone();
+    // Made just now in both, with no model for their times.
+    for new in ["file", "own/deep"] {
+        known.get_mut(Path::new(new)).unwrap().3 = in_place[Path::new(new)].3;
+    }
+    assert_eq!(known, in_place);
+    assert_eq!(alone[Path::new("usr/lib")].0 & 0o7777, 0o2711);
+}
+
+#[test]
+fn a_layer_that_means_something_else_on_what_is_below_does_not_settle() {
+    if !may_run(is_root(), "needs root") {
+        return;
+    }
+    let through_a_link = LayerBuilder::new().file("lib/new", b"");
+    let described_late = LayerBuilder::new().file("dir/new", b"").dir("dir");
+    let empties_the_root = LayerBuilder::new().file(".wh..wh..opq", b"").file("new", b"");
+    for layer in [through_a_link, described_late, empties_the_root] {
+        let temp = TestDir::new();
+        let lower = dir(&temp, "lower");
+        fs::create_dir_all(lower.join("usr/lib")).unwrap();
+        fs::create_dir(lower.join("dir")).unwrap();
+        symlink("usr/lib", lower.join("lib")).unwrap();
+        let (settled, ..) = alone_and_in_place(&temp, &lower, &layer.finish());
+        assert!(!settled);
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, Read, Write};
 
-use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
 /// The compression of a layer.
@@ -62,7 +61,10 @@ impl Compression {
     pub fn decoder<'a>(self, reader: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(reader),
-            Self::Gzip => Box::new(MultiGzDecoder::new(reader)),
+            #[cfg(feature = "isal")]
+            Self::Gzip => Box::new(crate::isal::GzipDecoder::new(reader)?),
+            #[cfg(not(feature = "isal"))]
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
             Self::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(reader)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;

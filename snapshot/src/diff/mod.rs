@@ -1,13 +1,14 @@
 //! Layers as byte streams: [`Applier`] unpacks one, [`Differ`] makes one.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::SystemTime;
 
 use crated_mount::Mount;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-pub use self::apply::{TarApplier, Target, Whiteouts, apply_tar};
+pub use self::apply::{Assumed, TarApplier, Target, Whiteouts, apply_tar};
 pub use self::compare::WalkingDiffer;
 pub use self::compression::{Compression, Encoder, SNIFF_BYTES, ZSTD_WINDOW_LOG_MAX};
 
@@ -37,6 +38,25 @@ pub trait Applier: Send + Sync {
         mounts: &[Mount],
         options: &ApplyOptions,
     ) -> Result<Applied>;
+
+    /// Unpacks `layer` into `upper`, an empty upper directory of an overlay whose lower ones are
+    /// not there yet, so that layers can be unpacked side by side.
+    ///
+    /// Before it is put on top of others, [`Assumed::settle`] has to agree.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`apply`](Self::apply), also when the layer only makes sense on top of others;
+    /// [`Unsupported`](crate::Error::Unsupported) by appliers that cannot do this.
+    fn apply_alone(
+        &self,
+        layer: &mut dyn Read,
+        upper: &Path,
+        options: &ApplyOptions,
+    ) -> Result<(Applied, Assumed)> {
+        let _ = (layer, upper, options);
+        Err(Error::Unsupported { reason: "applier needs the layers below".into() })
+    }
 }
 
 /// Makes a layer from the difference of two filesystems.

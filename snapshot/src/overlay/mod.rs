@@ -6,6 +6,8 @@
 //! snapshots/<id>/fs      0755, the files of this layer, whiteouts included
 //! snapshots/<id>/work    0711, overlayfs' own, active snapshots only
 //! ```
+//!
+//! Committed layers can be images instead: see the module `erofs`.
 
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -14,10 +16,13 @@ use std::path::{Path, PathBuf};
 use crated_mount::Mount;
 
 use crate::directories::{Directories, Staged};
+use crate::erofs::Layers;
 use crate::error::{Error, Result};
-use crate::metastore::{MetaStore, Snapshot, SyncMode};
+use crate::metastore::{Snapshot, SyncMode};
 use crate::overlay::mapping::Mapping;
 use crate::overlay::probe::Features;
+use crate::quota::{self, QUOTA_LABEL, Quota};
+use crate::shelf::Shelf;
 use crate::snapshotter::{
     CommitOptions, Info, Key, Kind, LabelUpdate, Labels, Name, Snapshotter, Usage,
 };
@@ -44,15 +49,16 @@ pub struct OverlayOptions {
 
 /// Keeps each layer as a directory and stacks them with overlayfs.
 ///
-/// Two labels of a snapshot matter: [`UID_MAPPING_LABEL`] and
+/// Three labels of a snapshot matter: [`UID_MAPPING_LABEL`] and
 /// [`GID_MAPPING_LABEL`], lists of `container:host:size`, say which ids it
-/// will be used with.
+/// will be used with, and [`QUOTA_LABEL`] how much may be written to it.
 #[derive(Debug)]
 pub struct OverlaySnapshotter {
     options: OverlayOptions,
     features: Features,
-    store: MetaStore,
-    directories: Directories,
+    shelf: Shelf,
+    /// Committed layers as images; without it they stay directories.
+    images: Option<Layers>,
 }
 
 /// The label that shows where a snapshot's own files are.
@@ -80,13 +86,21 @@ impl OverlaySnapshotter {
     pub fn open(options: OverlayOptions) -> Result<Self> {
         let directories = Self::directories(&options)?;
         let features = probe::probe(&directories)?;
-        Self::assemble(options, features, directories)
+        Self::assemble(options, features, directories, None)
+    }
+
+    /// The same with committed layers as images.
+    pub(crate) fn open_packed(options: OverlayOptions, keep_mounted: bool) -> Result<Self> {
+        let directories = Self::directories(&options)?;
+        let features = probe::probe(&directories)?;
+        let images = Layers::open(&options.root, keep_mounted, &directories)?;
+        Self::assemble(options, features, directories, Some(images))
     }
 
     /// The same directories without overlay mounts, for other unions.
     pub(crate) fn open_unprobed(options: OverlayOptions) -> Result<Self> {
         let directories = Self::directories(&options)?;
-        Self::assemble(options, Features::none(), directories)
+        Self::assemble(options, Features::none(), directories, None)
     }
 
     fn directories(options: &OverlayOptions) -> Result<Directories> {
@@ -105,9 +119,10 @@ impl OverlaySnapshotter {
         options: OverlayOptions,
         features: Features,
         directories: Directories,
+        images: Option<Layers>,
     ) -> Result<Self> {
-        let store = MetaStore::open(&options.root.join("metadata.db"), options.sync)?;
-        Ok(Self { options, features, store, directories })
+        let shelf = Shelf::open(&options.root, options.sync, directories)?;
+        Ok(Self { options, features, shelf, images })
     }
 
     /// Makes every change so far durable; only [`SyncMode::Deferred`] needs it.
@@ -116,8 +131,7 @@ impl OverlaySnapshotter {
     ///
     /// [`Error::Io`], [`Error::Metadata`].
     pub fn sync(&self) -> Result<()> {
-        self.directories.sync_filesystem()?;
-        self.store.flush()
+        self.shelf.sync()
     }
 
     /// The directory everything is kept in.
@@ -144,12 +158,22 @@ impl OverlaySnapshotter {
         labels: &Labels,
     ) -> Result<Vec<Mount>> {
         let mapping = Mapping::of(labels)?;
-        let snapshot = self.store.create(kind, key, parent, labels, |snapshot| {
-            let mut staged = self.directories.stage()?;
+        let quota = Quota::of(labels)?;
+        let snapshot = self.shelf.store.create(kind, key, parent, labels, |snapshot| {
+            let mut staged = self.shelf.directories.stage()?;
             self.fill(&staged, kind, mapping.as_ref(), snapshot)?;
+            if let (Kind::Active, Some(quota)) = (kind, quota) {
+                let dir = |name| staged.path().join(name);
+                quota.apply(snapshot.id, &[&dir("fs"), &dir("work")])?;
+            }
             staged.place(snapshot.id)
         })?;
-        self.mounts_of(&snapshot)
+        self.mounts_of(&snapshot).inspect_err(|_| {
+            // What the caller was refused must not hold its key.
+            if let Err(error) = self.remove(key.as_str()) {
+                tracing::warn!(%error, "a snapshot without mounts stays");
+            }
+        })
     }
 
     /// Makes `fs` and `work`.
@@ -169,7 +193,7 @@ impl OverlaySnapshotter {
                 Some(mapping.root()?)
             }
             (_, Some(&parent)) => {
-                let path = self.fs_path(parent);
+                let path = self.layer_path(parent)?;
                 let metadata = path.metadata().map_err(|e| Error::io("stat", &path, e))?;
                 Some((metadata.uid(), metadata.gid()))
             }
@@ -194,15 +218,17 @@ impl OverlaySnapshotter {
         let (source, access) = match (snapshot.info.kind, parents.as_slice()) {
             (Kind::Active, []) => (own, "rw"),
             (Kind::View, []) => (own, "ro"),
-            (Kind::View, &[parent]) => (self.fs_path(parent), "ro"),
+            (Kind::View, &[parent]) => (self.layer_path(parent)?, "ro"),
             (kind, _) => {
                 if kind == Kind::Active {
-                    let work = self.directories.path(snapshot.id).join("work");
+                    let work = self.shelf.directories.path(snapshot.id).join("work");
                     options.push(format!("workdir={}", work.display()));
                     options.push(format!("upperdir={}", own.display()));
                 }
-                let lowers: Vec<String> =
-                    parents.iter().map(|&id| self.fs_path(id).display().to_string()).collect();
+                let lowers = parents
+                    .iter()
+                    .map(|&id| Ok(self.layer_path(id)?.display().to_string()))
+                    .collect::<Result<Vec<String>>>()?;
                 options.push(format!("lowerdir={}", lowers.join(":")));
                 options.extend(self.features.mount_options().map(String::from));
                 options.extend(self.options.mount_options.iter().cloned());
@@ -225,7 +251,15 @@ impl OverlaySnapshotter {
     }
 
     fn fs_path(&self, id: u64) -> PathBuf {
-        self.directories.path(id).join("fs")
+        self.shelf.directories.path(id).join("fs")
+    }
+
+    /// Where the files of a committed layer are.
+    fn layer_path(&self, id: u64) -> Result<PathBuf> {
+        match &self.images {
+            Some(images) => images.show(id, &self.shelf.directories.path(id)),
+            None => Ok(self.fs_path(id)),
+        }
     }
 
     /// Adds what is not stored.
@@ -240,12 +274,12 @@ impl OverlaySnapshotter {
 
 impl Snapshotter for OverlaySnapshotter {
     fn stat(&self, key: &str) -> Result<Info> {
-        let snapshot = self.store.snapshot(key)?;
+        let snapshot = self.shelf.store.snapshot(key)?;
         Ok(self.labelled(snapshot.id, snapshot.info))
     }
 
     fn update(&self, key: &str, labels: &LabelUpdate) -> Result<Info> {
-        let info = self.store.update(key, &without_upperdir(labels))?;
+        let info = self.shelf.store.update(key, &without_upperdir(labels))?;
         match self.options.upperdir_label {
             true => self.stat(key),
             false => Ok(info),
@@ -253,21 +287,18 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     fn usage(&self, key: &str) -> Result<Usage> {
-        let snapshot = self.store.snapshot(key)?;
-        match snapshot.info.kind {
-            Kind::Active => usage::of(&self.fs_path(snapshot.id)),
-            Kind::View | Kind::Committed => Ok(snapshot.usage),
-        }
+        self.shelf.store.usage(key, |snapshot| {
+            let fs = self.fs_path(snapshot.id);
+            match Quota::of(&snapshot.info.labels)? {
+                // The filesystem has counted already.
+                Some(_) => quota::usage(snapshot.id, &fs),
+                None => usage::of(&fs),
+            }
+        })
     }
 
     fn mounts(&self, key: &Key) -> Result<Vec<Mount>> {
-        let snapshot = self.store.snapshot(key.as_str())?;
-        match snapshot.info.kind {
-            Kind::Committed => {
-                Err(Error::precondition(key.as_str(), "is committed, not mountable"))
-            }
-            Kind::Active | Kind::View => self.mounts_of(&snapshot),
-        }
+        self.mounts_of(&self.shelf.store.mountable(key)?)
     }
 
     fn prepare(&self, key: &Key, parent: Option<&Name>, labels: &Labels) -> Result<Vec<Mount>> {
@@ -279,44 +310,67 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     fn commit(&self, name: &Name, key: &Key, options: &CommitOptions) -> Result<()> {
-        let before = self.store.check_commit(name, key, options)?;
-        let usage = usage::of(&self.fs_path(before.id))?;
-        if self.options.sync == SyncMode::EachCommit {
-            self.directories.sync_filesystem()?;
+        let home = |snapshot: &Snapshot| self.shelf.directories.path(snapshot.id);
+        let mut active_had_quota = false;
+        let committed = self.shelf.commit(name, key, options, |before| {
+            active_had_quota = before.info.labels.contains_key(QUOTA_LABEL);
+            match &self.images {
+                Some(images) => images.pack(&home(before)),
+                None => usage::of(&self.fs_path(before.id)),
+            }
+        })?;
+        if active_had_quota {
+            quota::release(committed.id, &home(&committed));
         }
-        self.store.commit(name, key, options, usage, |snapshot| before.ensure_same(snapshot))?;
+        if let Some(images) = &self.images
+            && let Err(error) = images.strip(&home(&committed))
+        {
+            tracing::warn!(%error, "files of a packed layer stay until the next cleanup");
+        }
         Ok(())
     }
 
     fn remove(&self, key: &str) -> Result<()> {
-        let mut retired = None;
-        let removed = self.store.remove(key, |snapshot| {
-            if self.options.sync_remove {
-                retired = self.directories.retire(snapshot.id)?.map(|name| (name, snapshot.id));
-            }
-            Ok(())
-        });
-        match (removed, retired) {
-            (Ok(_), Some((name, _))) => self.directories.delete(&name),
-            (Err(error), Some((name, id))) => {
-                self.directories.restore(&name, id);
-                Err(error)
-            }
-            (removed, None) => removed.map(drop),
+        let removed = self.shelf.remove(key, self.options.sync_remove)?;
+        if removed.info.kind == Kind::Active && removed.info.labels.contains_key(QUOTA_LABEL) {
+            quota::release(removed.id, self.root());
         }
+        if let Some(images) = &self.images
+            && let Err(error) = images.hide(removed.id)
+        {
+            tracing::warn!(%error, "image of a removed layer stays mounted until the next cleanup");
+        }
+        Ok(())
     }
 
     fn walk(&self, visit: &mut dyn FnMut(Info) -> ControlFlow<()>) -> Result<()> {
-        self.store.walk(&mut |id, info| visit(self.labelled(id, info)))
+        self.shelf.store.walk(&mut |id, info| visit(self.labelled(id, info)))
     }
 
     fn cleanup(&self) -> Result<()> {
-        let orphans = self.store.with_ids(|ids| self.directories.orphans(ids))?;
-        if self.options.sync == SyncMode::Deferred {
-            // No record may come back whose directory is about to go.
-            self.sync()?;
+        if let Some(images) = &self.images {
+            let committed = self.shelf.store.with_ids(|ids| {
+                images.hide_orphans(ids)?;
+                let committed = ids.iter().filter(|(_, kind)| **kind == Kind::Committed);
+                Ok(committed.map(|(id, _)| *id).collect::<Vec<_>>())
+            })?;
+            committed
+                .into_iter()
+                .try_for_each(|id| images.strip(&self.shelf.directories.path(id)))?;
         }
-        self.directories.delete_all(&orphans)
+        self.shelf.cleanup()
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.shelf.settle()
+    }
+
+    fn lost(&self) -> Result<Vec<String>> {
+        self.shelf.store.lost()
+    }
+
+    fn forget_lost(&self, keys: &[String]) -> Result<()> {
+        self.shelf.store.forget_lost(keys)
     }
 }
 

@@ -160,6 +160,7 @@ macro_rules! snapshotter_testsuite {
             cleanup_keeps_what_is_in_use
             rebasing_checks_the_parent
             a_rebased_snapshot_has_its_parent
+            settling_loses_nothing
         }
     };
     (@each $open:expr; $($promise:ident)*) => {

@@ -660,3 +660,25 @@ pub fn a_rebased_snapshot_has_its_parent(bench: &Bench<'_>) {
     s.remove("n").unwrap();
     s.remove("base").unwrap();
 }
+
+pub fn settling_loses_nothing(bench: &Bench<'_>) {
+    let s = bench.open();
+    s.settle().unwrap();
+    layer(bench, &*s, "base", None, |root| fs::write(root.join("base"), "").unwrap());
+    let mounts = s.prepare(&key("k"), Some(&name("base")), &Labels::new()).unwrap();
+    with(bench, &mounts, |root| fs::write(root.join("own"), "").unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| s.settle().unwrap());
+        }
+        layer(bench, &*s, "top", Some("base"), |root| fs::write(root.join("top"), "").unwrap());
+    });
+    assert_eq!(s.lost().unwrap(), [""; 0]);
+    s.forget_lost(&["base".to_owned(), "never".to_owned()]).unwrap();
+    drop(s);
+    let s = bench.open();
+    assert_eq!(s.lost().unwrap(), [""; 0]);
+    look(bench, &*s, "top", |root| assert_eq!(names(root), ["base", "top"]));
+    let mounts = s.mounts(&key("k")).unwrap();
+    with(bench, &mounts, |root| assert_eq!(names(root), ["base", "own"]));
+}

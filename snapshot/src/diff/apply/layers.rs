@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use crate::diff::apply::alone::Notes;
 use crate::error::{Error, Result};
 use crate::tree::{Stat, entries, magic_path};
 
@@ -12,11 +13,15 @@ use crate::tree::{Stat, entries, magic_path};
 pub(crate) struct Layers<'a> {
     lowers: &'a [OwnedFd],
     opaque_xattr: Option<&'static str>,
+    /// Where to note what depends on layers that are not known yet.
+    notes: Option<&'a Notes>,
 }
 
 /// What the layers below show under one name.
 pub(crate) enum Shadow {
     Nothing,
+    /// The layers below are not known yet.
+    Unknown,
     Dir(OwnedFd, Stat),
     Link(Vec<u8>),
     Other,
@@ -28,12 +33,21 @@ const PATH_DIR: OFlags =
 impl<'a> Layers<'a> {
     /// Outside of overlays.
     pub(crate) fn none() -> Self {
-        Self { lowers: &[], opaque_xattr: None }
+        Self { lowers: &[], opaque_xattr: None, notes: None }
     }
 
     pub(crate) fn new(lowers: &'a [OwnedFd], user_xattr: bool) -> Self {
         let name = if user_xattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
-        Self { lowers, opaque_xattr: Some(name) }
+        Self { lowers, opaque_xattr: Some(name), notes: None }
+    }
+
+    /// Layers that are not known yet.
+    pub(crate) fn unknown(notes: &'a Notes) -> Self {
+        Self { notes: Some(notes), ..Self::new(&[], false) }
+    }
+
+    pub(crate) fn notes(&self) -> Option<&'a Notes> {
+        self.notes
     }
 
     /// Whether the target is an upper directory at all.

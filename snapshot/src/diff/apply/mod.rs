@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crated_mount::{Mount, TempMount};
 
+use crate::diff::apply::alone::Notes;
 use crate::diff::apply::layers::Layers;
 use crate::diff::apply::unpack::Unpacker;
 use crate::diff::{Applied, Applier, ApplyOptions};
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::tar::{Stream, TarReader};
 use crate::tree::Dir;
 
+mod alone;
 mod layers;
 pub(crate) mod metadata;
 mod path;
@@ -27,6 +29,8 @@ mod resolve;
 mod unpack;
 mod whiteout;
 mod written;
+
+pub use self::alone::Assumed;
 
 /// Unpacks tar layers, compressed or not, with [`apply_tar`].
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ pub struct Target {
     /// [`Whiteouts::Overlay`].
     lowers: Vec<OwnedFd>,
     whiteouts: Whiteouts,
+    /// Set while the layers below are not known yet.
+    notes: Option<Notes>,
     /// Keeps a temporary mount attached while its directory is in use.
     attached: Option<TempMount>,
 }
@@ -86,6 +92,19 @@ impl Applier for TarApplier {
         let applied = applied?;
         closed?;
         Ok(applied)
+    }
+
+    fn apply_alone(
+        &self,
+        layer: &mut dyn Read,
+        upper: &Path,
+        options: &ApplyOptions,
+    ) -> Result<(Applied, Assumed)> {
+        let mut target = Target::overlay(upper, &[], false)?;
+        target.notes = Some(Notes::default());
+        let applied = pipeline::apply(layer, &target, options)?;
+        let assumed = target.notes.take().map(Notes::into_assumed).unwrap_or_default();
+        Ok((applied, assumed))
     }
 }
 
@@ -170,7 +189,10 @@ impl Target {
     fn layers(&self) -> Layers<'_> {
         match self.whiteouts {
             Whiteouts::Delete => Layers::none(),
-            Whiteouts::Overlay { user_xattr } => Layers::new(&self.lowers, user_xattr),
+            Whiteouts::Overlay { user_xattr } => match &self.notes {
+                Some(notes) => Layers::unknown(notes),
+                None => Layers::new(&self.lowers, user_xattr),
+            },
         }
     }
 
@@ -178,7 +200,7 @@ impl Target {
         let open = |path: &Path| Dir::open(path).map(Dir::into_fd);
         let root = open(path)?;
         let lowers = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
-        Ok(Self { root, lowers, whiteouts, attached: None })
+        Ok(Self { root, lowers, whiteouts, notes: None, attached: None })
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Made {
     pub(crate) path: Vec<u8>,
     /// The status of its counterpart in the layers below, if it has one.
     pub(crate) model: Option<(OwnedFd, Stat)>,
+    /// Whether there may be such a counterpart in layers that are not known yet.
+    pub(crate) unknown: bool,
     /// Whether what lies below it must stay hidden.
     pub(crate) opaque: bool,
 }
@@ -223,11 +225,12 @@ impl<'a> Resolver<'a> {
             true => Shadow::Nothing,
             false => self.shadow(level, above, name)?,
         };
+        let unknown = matches!(shadow, Shadow::Unknown);
         let model = match shadow {
             Shadow::Link(target) => return Ok(Step::Follow(target)),
             Shadow::Dir(fd, stat) => Some((fd, stat)),
             Shadow::Other => None,
-            Shadow::Nothing => None,
+            Shadow::Nothing | Shadow::Unknown => None,
         };
         let Some(making) = making else { return Ok(Step::Nowhere) };
         if hidden {
@@ -241,7 +244,8 @@ impl<'a> Resolver<'a> {
         making.mark(level.dir.as_ref(), name)?;
         let dir = Rc::new(open_child(&level.dir, name, &path)?);
         let opaque = hidden;
-        (making.made)(Made { dir: Rc::clone(&dir), path: path.clone(), model, opaque })?;
+        let (made, at) = (Rc::clone(&dir), path.clone());
+        (making.made)(Made { dir: made, path: at, model, unknown, opaque })?;
         let lowers = opaque.then(Vec::new);
         Ok(Step::Into(Level { dir, path, lowers }))
     }
@@ -250,6 +254,11 @@ impl<'a> Resolver<'a> {
     fn shadow(&self, level: &mut Level, above: &mut [Level], name: &[u8]) -> Result<Shadow> {
         if !self.layers.is_some() {
             return Ok(Shadow::Nothing);
+        }
+        if self.layers.notes().is_some() {
+            let opaque = |level: &Level| self.layers.is_opaque(level.dir.as_fd());
+            let hidden = above.iter().skip(1).chain([&*level]).any(opaque);
+            return Ok(if hidden { Shadow::Nothing } else { Shadow::Unknown });
         }
         // A level whose own upper directory is opaque starts afresh.
         for at in 0..above.len() {

@@ -300,6 +300,9 @@ impl<'a> Unpacker<'a> {
         let stat = stat_fd(fd.as_fd(), &entry.path)?;
         metadata::set(fd.as_fd(), Held::Open, &stat, entry)?;
         let (identity, times) = ((stat.dev, stat.ino), metadata::times(entry));
+        if let Some(notes) = self.resolver.layers().notes() {
+            notes.describe(&path, identity);
+        }
         self.dir_times.push(DirTimes { path, identity, times });
         Ok(())
     }
@@ -313,7 +316,11 @@ impl<'a> Unpacker<'a> {
     fn directory(&mut self, path: &[u8]) -> Result<Rc<Handle>> {
         let dir_times = &mut self.dir_times;
         let mut fresh_opaque = Vec::new();
+        let notes = self.resolver.layers().notes();
         let dir = self.resolver.find_or_make(path, &mut self.written, &mut |made: Made| {
+            if let Some(notes) = notes.filter(|_| made.unknown) {
+                notes.assume(made.path.clone(), &made.dir)?;
+            }
             match &made.model {
                 Some((model, stat)) => {
                     metadata::copy_dir(model.as_fd(), stat, made.dir.as_fd())?;

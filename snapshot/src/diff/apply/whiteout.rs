@@ -95,6 +95,9 @@ impl Unpacker<'_> {
         let open = tree::Dir::open_below(dir.as_fd(), c".")?;
         self.hide_in(open, path)?;
         if path.is_empty() {
+            if let Some(notes) = self.resolver.layers().notes() {
+                notes.empty_root();
+            }
             // Overlayfs merges roots, opaque or not.
             for name in self.resolver.layers().root_names()? {
                 self.hide(dir, &name, &name)?;
