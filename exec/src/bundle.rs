@@ -77,6 +77,11 @@ impl Bundle {
         Err(Error::NotFound(format!("bundle {} not found", path.display())))
     }
 
+    /// A bundle that may or may not exist, to be removed.
+    pub(crate) fn named(path: impl Into<PathBuf>) -> Self {
+        Bundle { path: path.into() }
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -12,7 +12,7 @@ mod bindings {
 }
 
 pub use bindings::containerd::{
-    events, runc::v1 as runc, runtime::bootstrap::v1 as bootstrap,
+    events, runc::v1 as runc, runtime::bootstrap::v1 as bootstrap, runtime::sandbox::v1 as sandbox,
     services::events::ttrpc::v1 as forward, task::v2 as task, types, v1::types as process,
 };
 pub use bindings::google::rpc;
@@ -24,6 +24,8 @@ pub use bindings::ttrpc;
 pub const TASK_V2: &str = "containerd.task.v2.Task";
 /// Task service, version 3 of the API (containerd 2.x).
 pub const TASK_V3: &str = "containerd.task.v3.Task";
+/// Sandbox service, of shims that keep a group of containers.
+pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 /// The daemon's service that takes events from shims.
 pub const EVENTS: &str = "containerd.services.events.ttrpc.v1.Events";
 /// Metadata key that carries the namespace of a call over ttrpc.

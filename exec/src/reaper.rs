@@ -14,6 +14,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd, OwnedFd},
+    os::unix::fs::MetadataExt,
     process::{Child, Command},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -145,6 +146,30 @@ impl Reaper {
                 state.early.insert(pid, exit);
             }
         }
+    }
+
+    /// Reaps children that have ended in a PID namespace, told by its inode, and that nobody has
+    /// claimed. Returns how many of it are left, ended or not.
+    ///
+    /// A runtime that dies while it joins a container leaves such children to this process, and
+    /// the first process of the container cannot end before they are reaped.
+    pub(crate) fn reap_namespace(&self, namespace: u64) -> usize {
+        let mut left = 0;
+        let mut state = self.lock();
+        for pid in children() {
+            let within = std::fs::metadata(format!("/proc/{pid}/ns/pid"));
+            if state.claimed.contains(&pid) || within.map_or(0, |meta| meta.ino()) != namespace {
+                continue;
+            }
+            match Pid::from_raw(pid as i32).and_then(|pid| reap(WaitId::Pid(pid))) {
+                Some(exit) if state.holds > 0 => {
+                    state.early.insert(pid, exit);
+                }
+                Some(_) => {}
+                None => left += 1,
+            }
+        }
+        left
     }
 
     fn release(&self, pid: u32) {
@@ -306,6 +331,19 @@ fn open_pidfd(pid: u32) -> Result<OwnedFd> {
         rustix::io::Errno::SRCH => missing(),
         e => Error::io("open pidfd of", format!("pid {pid}"), e),
     })
+}
+
+/// Pids of this process's children, ended ones included.
+fn children() -> Vec<u32> {
+    let own = std::process::id().to_string();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_child = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything, come the state and the parent.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&own))
+    };
+    pids.filter(is_child).collect()
 }
 
 fn wait_options() -> WaitIdOptions {

@@ -20,6 +20,19 @@ pub(crate) fn attach(mounts: &[Mount], root: &Path) -> Result<()> {
     })
 }
 
+/// Refuses a root whose places for kernel file systems are links.
+///
+/// No image needs that, and runtimes in use put files there by name, which a link of the image
+/// would lead to the host.
+pub(crate) fn check(root: &Path) -> Result<()> {
+    for name in ["dev", "proc", "sys"] {
+        if root.join(name).symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+            return Err(Error::InvalidArgument(format!("/{name} of the root is a link")));
+        }
+    }
+    Ok(())
+}
+
 /// Detaches everything at and below `root`; nothing mounted is success.
 pub(crate) fn detach(root: &Path) -> Result<()> {
     crated_mount::detach_recursive(root).map_err(|e| from_mount("unmount rootfs", &e))

@@ -140,6 +140,17 @@ pub trait Task: Process {
     /// [`crate::Error::Unknown`] in the runtime's words when not paused.
     async fn resume(&self) -> Result<()>;
 
+    /// Lets go, once the container has ended, of what the runtime and the kernel hold of it, so
+    /// that the deletion has less to wait for. Its exit, output and root file system stay. Does
+    /// nothing for a container that has not ended, or where the runtime has no such step.
+    ///
+    /// # Errors
+    ///
+    /// In the runtime's words; the deletion tries again.
+    async fn release(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Pids of the container, as seen from the caller's PID namespace.
     ///
     /// # Errors

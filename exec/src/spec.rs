@@ -13,18 +13,53 @@ pub fn parse(bytes: &[u8]) -> Result<Spec> {
     serde_json::from_slice(bytes).map_err(|e| Error::InvalidArgument(format!("runtime spec: {e}")))
 }
 
-/// Whether a container of this spec has PIDs of its own, so that its other
-/// processes end with the first one.
+/// What running a container has to know of its spec.
 ///
-/// Looks at the JSON itself: a spec with parts this crate does not know must
-/// still run.
-///
-/// # Errors
-///
-/// [`Error::InvalidArgument`] for what is no JSON.
-pub fn has_private_pids(bytes: &[u8]) -> Result<bool> {
-    let namespaces = linux(bytes)?.namespaces;
-    Ok(namespaces.iter().any(|ns| ns.kind == "pid" && ns.path.is_empty()))
+/// Looks at the JSON itself: a spec with parts this crate does not know must still run.
+#[derive(serde::Deserialize)]
+pub struct Glance {
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    linux: Option<GlanceLinux>,
+    #[serde(default)]
+    hooks: Option<GlanceHooks>,
+    #[serde(default)]
+    root: Option<GlanceRoot>,
+}
+
+impl Glance {
+    /// Looks at the JSON of a spec.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for what is no JSON.
+    pub fn of(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes)
+            .map_err(|e| Error::InvalidArgument(format!("runtime spec: {e}")))
+    }
+
+    /// Whether the container has PIDs of its own, so that its other processes end with the first.
+    pub fn has_private_pids(&self) -> bool {
+        let mut namespaces = self.linux.iter().flat_map(|linux| &linux.namespaces);
+        namespaces.any(|ns| ns.kind == "pid" && ns.path.is_empty())
+    }
+
+    /// Where the container's cgroup shall be; `None` when the runtime chooses, or systemd makes it.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        let path = self.linux.as_ref()?.cgroups_path.as_str();
+        (path.starts_with('/') && !path.contains(':')).then_some(path)
+    }
+
+    /// Folder of the root file system, absolute or in the bundle.
+    pub fn root_path(&self) -> Option<&str> {
+        self.root.as_ref().map(|root| root.path.as_str()).filter(|path| !path.is_empty())
+    }
+
+    /// Whether hooks run when the container is deleted.
+    pub fn has_poststop_hooks(&self) -> bool {
+        self.hooks.as_ref().is_some_and(|hooks| !hooks.poststop.is_empty())
+    }
 }
 
 /// The annotation `key` of a spec, looked up leniently.
@@ -33,8 +68,7 @@ pub fn has_private_pids(bytes: &[u8]) -> Result<bool> {
 ///
 /// [`Error::InvalidArgument`] for what is no JSON.
 pub fn annotation(bytes: &[u8], key: &str) -> Result<Option<String>> {
-    let mut glance: Glance = serde_json::from_slice(bytes)
-        .map_err(|e| Error::InvalidArgument(format!("runtime spec: {e}")))?;
+    let mut glance = Glance::of(bytes)?;
     Ok(glance.annotations.remove(key).filter(|value| !value.is_empty()))
 }
 
@@ -76,22 +110,23 @@ pub fn without_namespace(mut spec: Spec, kind: LinuxNamespaceType) -> Spec {
     spec
 }
 
-fn linux(bytes: &[u8]) -> Result<GlanceLinux> {
-    let glance: Glance = serde_json::from_slice(bytes)
-        .map_err(|e| Error::InvalidArgument(format!("runtime spec: {e}")))?;
-    Ok(glance.linux.unwrap_or_default())
-}
-
-#[derive(serde::Deserialize)]
-struct Glance {
+#[derive(Default, serde::Deserialize)]
+struct GlanceRoot {
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
-    #[serde(default)]
-    linux: Option<GlanceLinux>,
+    path: String,
 }
 
 #[derive(Default, serde::Deserialize)]
+struct GlanceHooks {
+    #[serde(default)]
+    poststop: Vec<serde::de::IgnoredAny>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct GlanceLinux {
+    #[serde(default)]
+    cgroups_path: String,
     #[serde(default)]
     namespaces: Vec<GlanceNamespace>,
 }
@@ -111,6 +146,8 @@ mod tests {
     #[test]
     fn only_a_new_pid_namespace_is_private() {
         let spec = |ns: &str| format!("{{\"linux\":{{\"namespaces\":[{ns}]}},\"future\":[]}}");
+        let has_private_pids =
+            |json: &[u8]| Glance::of(json).map(|glance| glance.has_private_pids());
         assert!(has_private_pids(spec("{\"type\":\"pid\"}").as_bytes()).unwrap());
         let joined = spec("{\"type\":\"pid\",\"path\":\"/proc/1/ns/pid\"}");
         assert!(!has_private_pids(joined.as_bytes()).unwrap());
@@ -133,7 +170,7 @@ mod tests {
         let json = serde_json::to_vec(&spec).unwrap();
         let read = parse(&json).unwrap();
         assert_eq!(read, spec);
-        assert!(has_private_pids(&json).unwrap());
+        assert!(Glance::of(&json).unwrap().has_private_pids());
         let args = read.process().as_ref().unwrap().args().clone();
         assert_eq!(args.unwrap(), ["/bin/true"]);
     }

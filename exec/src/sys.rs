@@ -10,20 +10,6 @@ use std::{
 
 use nix::libc;
 
-/// Starts the child in a session of its own, so that neither a hang-up of the
-/// parent's console nor a signal to its group reaches it.
-pub fn new_session(command: &mut Command) -> &mut Command {
-    // SAFETY: the closure runs between fork and exec, where only
-    // async-signal-safe work is sound. It makes one system call and, on
-    // failure, wraps an errno; it neither allocates nor locks.
-    unsafe {
-        command.pre_exec(|| {
-            rustix::process::setsid()?;
-            Ok(())
-        })
-    }
-}
-
 /// Gives the child `fds` as descriptors 3, 4, … in this order.
 ///
 /// The command owns them; they are closed in this process when it is dropped.
@@ -67,19 +53,68 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 /// Takes over a descriptor the parent process passed at this number.
-///
-/// Call it once per number, before anything else opens descriptors.
-///
-/// # Errors
-///
-/// When the number is not open.
-pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: F_SETFD only changes a flag, and fails on a closed number.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: the number is open, and by this function's contract nobody else
     // in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Which of the two processes came back from [`fork_alone`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The one that called, with the other's pid.
+    Parent(u32),
+    /// The new one.
+    Child,
+}
+
+/// Splits a process that has one thread in two.
+///
+/// The child goes on with the same memory and descriptors. That is quicker than starting the
+/// same program again, and sound only while no other thread can hold a lock.
+///
+/// # Errors
+///
+/// When there are more threads, or no more processes may be made.
+pub fn fork_alone() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("only a process with one thread may fork"));
+    }
+    // SAFETY: there is no other thread, so that nothing is locked or half changed in the child.
+    match check(unsafe { libc::fork() })? {
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid.unsigned_abs())),
+    }
+}
+
+/// Cuts a fresh child off from where it came from: a session of its own, nothing on standard
+/// streams, and no descriptor open but `kept`, which is returned anew.
+///
+/// Call it in the child of [`fork_alone`], before anything else opens descriptors.
+///
+/// # Errors
+///
+/// When the system refuses one of the steps; the process is of no use then.
+pub fn cut_off(kept: OwnedFd) -> io::Result<OwnedFd> {
+    use std::os::fd::IntoRawFd;
+    rustix::process::setsid()?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    drop(null);
+    let number: RawFd = 3;
+    let kept = kept.into_raw_fd();
+    if kept != number {
+        // SAFETY: dup2 between numbers; what was open at the target belonged to the parent.
+        check(unsafe { libc::dup2(kept, number) })?;
+    }
+    // SAFETY: by this function's contract nothing in this process owns a descriptor from here on.
+    check(unsafe { libc::close_range(4, u32::MAX, 0) })?;
+    inherited_fd(number)
 }
 
 /// Sends a signal through a pidfd; any number the kernel knows, also 0.

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-const PROTOS: [&str; 12] = [
+const PROTOS: [&str; 13] = [
     "bootstrap.proto",
     "cgroups_v1.proto",
     "cgroups_v2.proto",
@@ -13,6 +13,7 @@ const PROTOS: [&str; 12] = [
     "process.proto",
     "runc.proto",
     "runtimeoptions.proto",
+    "sandbox.proto",
     "status.proto",
     "task.proto",
     "ttrpc.proto",

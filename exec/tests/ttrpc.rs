@@ -95,7 +95,7 @@ async fn the_end_of_a_connection_ends_every_call() {
     });
     tokio::task::yield_now().await;
     server.abort();
-    let ended = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
     assert!(matches!(ended.unwrap_err(), Error::Unavailable(_)));
     client.closed().await;
     let later = client.call_raw("test.Echo", "Echo", vec![], Call::default()).await;
@@ -118,5 +118,5 @@ async fn a_peer_that_talks_nonsense_gets_an_answer_or_the_door() {
     assert_eq!((answer.kind, answer.stream), (Kind::Response, 1));
     near.write_all(&[0xff, 0xff]).await.unwrap();
     drop(near);
-    tokio::time::timeout(Duration::from_secs(5), serving).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), serving).await.unwrap().unwrap();
 }

@@ -9,8 +9,6 @@ pub(crate) enum Action {
     Start,
     /// Clean up after a shim.
     Delete,
-    /// Be the shim; the listener is descriptor 3.
-    Serve,
     /// Print what this runtime is.
     Info,
     /// Print versions.
@@ -34,7 +32,7 @@ impl Args {
     /// `=` or as the next word.
     pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut args = Args {
-            action: Action::Serve,
+            action: Action::Version,
             namespace: String::new(),
             id: String::new(),
             address: String::new(),
@@ -43,9 +41,10 @@ impl Args {
             debug: false,
         };
         let mut words = words.into_iter();
+        let mut asked = false;
         while let Some(word) = words.next() {
             let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-                args.action = action(&word)?;
+                (args.action, asked) = (action(&word)?, true);
                 continue;
             };
             let (flag, inline) = match flag.split_once('=') {
@@ -54,14 +53,21 @@ impl Args {
             };
             match flag {
                 "debug" => args.debug = is_true(inline)?,
-                "v" | "version" if is_true(inline.clone())? => args.action = Action::Version,
-                "info" if is_true(inline.clone())? => args.action = Action::Info,
+                "v" | "version" if is_true(inline.clone())? => {
+                    (args.action, asked) = (Action::Version, true);
+                }
+                "info" if is_true(inline.clone())? => {
+                    (args.action, asked) = (Action::Info, true);
+                }
                 "v" | "version" | "info" => {}
                 _ => {
                     let value = inline.or_else(|| words.next());
                     args.set(flag, value)?;
                 }
             }
+        }
+        if !asked {
+            return Err(Error::InvalidArgument("no action: start or delete".into()));
         }
         args.check()
     }
@@ -128,7 +134,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_dangerous_is_refused() {
         let lines =
-            ["-x 1 start", "stop", "-namespace n -id ../x start", "-namespace n start", "-id"];
+            ["-x 1 start", "stop", "-namespace n -id ../x start", "-namespace n start", "-id", ""];
         for line in lines {
             let error = parse(line).unwrap_err();
             assert!(matches!(error, Error::InvalidArgument(_)), "{line}: {error}");

@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,9 +25,12 @@ use crated_exec::{
     runc::{RuncConfig, RuncRuntime},
 };
 use prost::{Message, Name};
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 
-use crate::{delete::write_options, events::Publisher};
+use crate::{delete::write_options, events::Publisher, exit, options};
 
 /// All containers, by id.
 pub(crate) struct Containers {
@@ -32,6 +38,7 @@ pub(crate) struct Containers {
     reaper: Arc<Reaper>,
     publisher: Arc<Publisher>,
     map: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
+    closed: AtomicBool,
 }
 
 /// One container.
@@ -49,6 +56,8 @@ pub(crate) struct Container {
     joined: watch::Sender<usize>,
     /// Whether the end of the first process is reported.
     reported: watch::Sender<bool>,
+    /// Reports lack of memory until it is told that the container has ended.
+    memory: Mutex<Option<(Arc<Notify>, JoinHandle<()>)>>,
 }
 
 impl Containers {
@@ -57,26 +66,42 @@ impl Containers {
         reaper: Arc<Reaper>,
         publisher: Arc<Publisher>,
     ) -> Arc<Self> {
-        Arc::new(Containers { namespace, reaper, publisher, map: Mutex::default() })
+        Arc::new(Containers {
+            namespace,
+            reaper,
+            publisher,
+            map: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn find(&self, id: &str) -> Result<Arc<Container>> {
-        let missing = || Error::NotFound(format!("container {id}: not found"));
-        self.lock().get(id).cloned().flatten().ok_or_else(missing)
+        match self.lock().get(id) {
+            Some(Some(container)) => Ok(Arc::clone(container)),
+            // Not the same as unknown: who takes it for that cleans up under its feet.
+            Some(None) => {
+                Err(Error::FailedPrecondition(format!("container {id} is being created")))
+            }
+            None => Err(Error::NotFound(format!("container {id}: not found"))),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
+    /// Takes no more containers from now on, unless there are some.
+    pub(crate) fn close(&self) -> bool {
+        let map = self.lock();
+        let closing = map.is_empty();
+        // Under the lock, so that no creation slips in between.
+        self.closed.fetch_or(closing, Ordering::SeqCst);
+        closing
+    }
+
     pub(crate) async fn create(&self, request: CreateTaskRequest) -> Result<u32> {
         let id = request.id.clone();
-        match self.lock().entry(id.clone()) {
-            std::collections::btree_map::Entry::Occupied(_) => {
-                return Err(Error::AlreadyExists(format!("container {id}: already exists")));
-            }
-            std::collections::btree_map::Entry::Vacant(place) => place.insert(None),
-        };
+        self.reserve(&id)?;
         match self.make(request).await {
             Ok((container, pid)) => {
                 self.lock().insert(id, Some(container));
@@ -89,15 +114,27 @@ impl Containers {
         }
     }
 
+    fn reserve(&self, id: &str) -> Result<()> {
+        let mut map = self.lock();
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Unavailable("this shim is ending".into()));
+        }
+        if map.contains_key(id) {
+            return Err(Error::AlreadyExists(format!("container {id}: already exists")));
+        }
+        map.insert(id.to_owned(), None);
+        Ok(())
+    }
+
     async fn make(&self, request: CreateTaskRequest) -> Result<(Arc<Container>, u32)> {
-        let options = runc_options(request.options.as_ref())?;
+        let options = options::read(request.options.as_ref())?;
         let bundle = Bundle::open(&request.bundle)?;
         write_options(bundle.path(), &options)?;
         let config = RuncConfig::from_options(&options, &self.namespace);
         let runtime = RuncRuntime::new(config, Arc::clone(&self.reaper));
-        let checkpoint = match request.checkpoint.as_str() {
-            "" => None,
-            path => Some(PathBuf::from(path)),
+        let checkpoint = match (options.criu_image_path.as_str(), request.checkpoint.as_str()) {
+            ("", "") => None,
+            ("", path) | (path, _) => Some(PathBuf::from(path)),
         };
         let create = CreateTask {
             id: request.id.clone(),
@@ -117,6 +154,7 @@ impl Containers {
             starting: tokio::sync::Mutex::new(()),
             joined: watch::Sender::new(0),
             reported: watch::Sender::new(false),
+            memory: Mutex::default(),
         });
         self.publisher.publish("/tasks/create", &created(request, pid));
         tokio::spawn(Arc::clone(&container).report_end());
@@ -210,6 +248,7 @@ impl Container {
     async fn report_end(self: Arc<Self>) {
         if let Ok(exit) = self.task.wait().await {
             let pid = self.task.state().await.map(|state| state.pid).unwrap_or_default();
+            exit::write(Path::new(&self.bundle), pid, exit);
             // A start under way is reported first.
             drop(self.starting.lock().await);
             let mut joined = self.joined.subscribe();
@@ -217,9 +256,23 @@ impl Container {
             if tokio::time::timeout(REPORT_DEADLINE, others).await.is_err() {
                 tracing::warn!(container = self.id, "processes outlive their container");
             }
+            self.settle_memory().await;
             self.report_exit(&self.id, pid, exit);
         }
         self.reported.send_replace(true);
+        if let Err(error) = self.task.release().await {
+            tracing::warn!(container = self.id, %error, "release failed, deletion tries again");
+        }
+    }
+
+    /// Reports what the kernel told late: after this the cgroup may go.
+    async fn settle_memory(&self) {
+        let watching = self.memory.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((ended, watching)) = watching {
+            ended.notify_one();
+            // A panic in it has been told by then.
+            let _ = watching.await;
+        }
     }
 
     fn report_exit(&self, id: &str, pid: u32, exit: Exit) {
@@ -242,12 +295,28 @@ impl Container {
             Err(error) => tracing::debug!(container = self.id, %error, "no watch on memory"),
             Ok(mut watch) => {
                 let (container_id, publisher) = (self.id.clone(), Arc::clone(&self.publisher));
-                tokio::spawn(async move {
-                    while watch.next().await.is_some() {
-                        let event = TaskOom { container_id: container_id.clone() };
+                let ended = Arc::new(Notify::new());
+                let told = Arc::clone(&ended);
+                let watching = tokio::spawn(async move {
+                    let event = TaskOom { container_id };
+                    loop {
+                        let killed = tokio::select! {
+                            killed = watch.next() => killed.is_some(),
+                            () = told.notified() => {
+                                if watch.missed() {
+                                    publisher.publish("/tasks/oom", &event);
+                                }
+                                return;
+                            }
+                        };
+                        if !killed {
+                            return;
+                        }
                         publisher.publish("/tasks/oom", &event);
                     }
                 });
+                let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+                *memory = Some((ended, watching));
             }
         }
     }
@@ -267,16 +336,6 @@ impl std::ops::Deref for Target {
             Target::First(task) => &**task,
             Target::Joined(process) => &**process,
         }
-    }
-}
-
-fn runc_options(any: Option<&prost_types::Any>) -> Result<proto::runc::Options> {
-    let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
-        return Ok(Default::default());
-    };
-    match proto::type_name(&any.type_url) {
-        "runtimeoptions.v1.Options" => Ok(Default::default()),
-        _ => proto::unpack(any).map_err(|e| e.context("runtime options")),
     }
 }
 

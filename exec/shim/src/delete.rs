@@ -3,11 +3,10 @@ use std::{
     io::{self, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use crated_exec::{
-    Error, Result,
+    Error, Exit, Result,
     proto::{self, runc::Options, task::DeleteResponse},
     reaper::Reaper,
     runc::{Runc, RuncConfig, delete_leftovers},
@@ -23,17 +22,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => std::env::current_dir().map_err(|e| io_error("find", ".", e))?,
     };
     let pid = fs::read_to_string(bundle.join("init.pid")).ok();
+    let pid = pid.and_then(|pid| pid.trim().parse().ok()).unwrap_or_default();
+    crate::orphans::kill(&bundle);
     let options = read_options(&bundle);
     let config = RuncConfig::from_options(&options, &args.namespace);
     crate::runtime()?.block_on(async {
         let runc = Runc::new(config, Reaper::new()?);
         delete_leftovers(&runc, &args.id, &bundle).await
     })?;
-    remove_socket(&bundle);
+    remove_socket(args, &bundle);
+    // Ended while the shim lived, or ended here.
+    let exit = crate::exit::read(&bundle, pid).unwrap_or_else(|| Exit::now(KILLED));
     let response = DeleteResponse {
-        pid: pid.and_then(|pid| pid.trim().parse().ok()).unwrap_or_default(),
-        exit_status: KILLED,
-        exited_at: Some(proto::timestamp(Some(SystemTime::now()))),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(proto::timestamp(Some(exit.exited_at))),
     };
     let mut out = io::stdout();
     out.write_all(&response.encode_to_vec())
@@ -68,9 +71,16 @@ fn read_options(bundle: &Path) -> Options {
 }
 
 /// Removes the socket's file unless a shim of the same group still listens.
-fn remove_socket(bundle: &Path) {
+fn remove_socket(args: &Args, bundle: &Path) {
     let address = fs::read_to_string(bundle.join("address")).unwrap_or_default();
-    let Some(socket) = address.trim().strip_prefix("unix://").map(PathBuf::from) else { return };
+    let socket = match address.trim().strip_prefix("unix://") {
+        Some(socket) => PathBuf::from(socket),
+        // The start was broken off before it could tell.
+        None => match crate::start::default_socket(args, bundle) {
+            Ok(socket) => socket,
+            Err(_) => return,
+        },
+    };
     if UnixStream::connect(&socket).is_err() {
         // Gone already, or in the way of nobody.
         let _ = fs::remove_file(socket);

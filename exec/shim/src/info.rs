@@ -4,7 +4,6 @@ use crated_exec::{
     Error, Result,
     proto::{
         self,
-        runc::Options,
         types::{RuntimeInfo, RuntimeVersion},
     },
     reaper::Reaper,
@@ -21,7 +20,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stdin = io::stdin();
     stdin.take(STDIN_MAX_BYTES).read_to_end(&mut bytes).map_err(|e| failed("read", e))?;
     let any = Any::decode(&*bytes).ok().filter(|any| !any.type_url.is_empty());
-    let options: Options = any.as_ref().map(proto::unpack).transpose()?.unwrap_or_default();
+    let options = crate::options::read(any.as_ref())?;
     let config = RuncConfig::from_options(&options, &args.namespace);
     let features = crate::runtime()?
         .block_on(async { Runc::new(config, Reaper::new()?).features().await })

@@ -1,8 +1,8 @@
 //! `containerd-shim-crated-v2`: keeps containers running, whatever happens to
 //! the daemon.
 //!
-//! The daemon runs it as `… start`; that process makes the socket, starts the
-//! same binary again as the shim proper, prints the socket's address and ends.
+//! The daemon runs it as `… start`; that process makes the socket, forks the
+//! shim proper, prints the socket's address and ends.
 //! `… delete` cleans up after a shim that died. Everything else happens over
 //! the socket.
 
@@ -10,8 +10,12 @@ mod args;
 mod containers;
 mod delete;
 mod events;
+mod exit;
 mod info;
 mod log;
+mod options;
+mod orphans;
+mod sandbox;
 mod serve;
 mod service;
 mod start;
@@ -24,7 +28,6 @@ fn main() -> ExitCode {
     let result = Args::parse(std::env::args().skip(1)).and_then(|args| match args.action {
         Action::Start => start::run(&args),
         Action::Delete => delete::run(&args),
-        Action::Serve => serve::run(&args),
         Action::Info => info::run(&args),
         Action::Version => info::version(),
     });

@@ -1,33 +1,47 @@
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use crated_exec::{
     Error, Result,
-    proto::{TASK_V2, TASK_V3},
+    proto::{SANDBOX, TASK_V2, TASK_V3},
     reaper::Reaper,
     sys,
     ttrpc::Server,
 };
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::watch};
 
-use crate::{args::Args, containers::Containers, events::Publisher, service::TaskService};
+use crate::{
+    args::Args,
+    containers::Containers,
+    events::Publisher,
+    sandbox::{SandboxService, Sandboxes},
+    service::TaskService,
+};
 
-/// Is the shim until it is told to end.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let failed = |source| Error::Io { op: "take over", path: "listener".into(), source };
-    let listener = sys::inherited_fd(LISTENER_FD).map_err(failed)?;
+/// Is the shim, in the child that `start` made, until it is told to end.
+pub(crate) fn run(args: &Args, listener: OwnedFd) -> Result<()> {
+    let listener = sys::cut_off(listener).map_err(failed)?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true).map_err(failed)?;
     crate::log::install(args.debug);
     let socket = listener.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.to_owned()));
-    let result = crate::runtime()?.block_on(serve(args, listener));
-    if let Some(socket) = socket {
-        // A start that finds it would wait for nobody; it replaces the file.
-        let _ = std::fs::remove_file(socket);
+    let result = crate::runtime()?.block_on(serve(args, listener, socket));
+    if let Err(error) = &result {
+        // Standard error leads nowhere: the log is all there is. The socket's file stays, and is
+        // replaced by the next start; it may be another shim's by now.
+        tracing::error!(error = error.report(), "shim has failed");
     }
     result
 }
 
-async fn serve(args: &Args, listener: std::os::unix::net::UnixListener) -> Result<()> {
+fn failed(source: std::io::Error) -> Error {
+    Error::Io { op: "take over", path: "listener".into(), source }
+}
+
+async fn serve(
+    args: &Args,
+    listener: std::os::unix::net::UnixListener,
+    socket: Option<PathBuf>,
+) -> Result<()> {
     let listener = UnixListener::from_std(listener).map_err(|source| Error::Io {
         op: "watch",
         path: "listener".into(),
@@ -41,12 +55,21 @@ async fn serve(args: &Args, listener: std::os::unix::net::UnixListener) -> Resul
     let publisher = Publisher::new(args, Arc::clone(&reaper));
     tokio::spawn(Arc::clone(&publisher).run());
     let containers = Containers::new(args.namespace.clone(), reaper, Arc::clone(&publisher));
-    let service = Arc::new(TaskService::new(containers));
-    let stop = service.stop();
-    let server =
-        Server::new().service(TASK_V2, Arc::clone(&service) as _).service(TASK_V3, service as _);
+    let sandboxes = Arc::<Sandboxes>::default();
+    let tasks = TaskService::new(Arc::clone(&containers), Arc::clone(&sandboxes), socket);
+    let service = Arc::new(tasks);
+    let (stop, ending) = (service.stop(), Arc::clone(&service));
+    let sandbox = SandboxService::new(sandboxes, containers, Arc::clone(&service));
+    let server = Server::new()
+        .service(TASK_V2, Arc::clone(&service) as _)
+        .service(TASK_V3, service as _)
+        .service(SANDBOX, Arc::new(sandbox));
+    let idle = server.connections();
     let stopped = async {
-        stop.notified().await;
+        tokio::select! {
+            () = stop.notified() => {}
+            () = abandoned(&ending, idle) => tracing::info!("nobody has use for this shim"),
+        }
         publisher.flush(FLUSH_DEADLINE).await;
         // The answer to Shutdown is still on its way.
         tokio::time::sleep(LAST_WORDS).await;
@@ -54,7 +77,22 @@ async fn serve(args: &Args, listener: std::os::unix::net::UnixListener) -> Resul
     server.serve(listener, stopped).await
 }
 
-const LISTENER_FD: i32 = 3;
+/// Resolves when there has been neither container, sandbox nor client for long: the daemon that started
+/// this shim died before it could say more.
+async fn abandoned(service: &TaskService, mut clients: watch::Receiver<usize>) {
+    loop {
+        if clients.wait_for(|count| *count == 0).await.is_err() {
+            return std::future::pending().await;
+        }
+        let came = tokio::time::timeout(ABANDONED_AFTER, clients.wait_for(|count| *count > 0));
+        if came.await.is_err() && service.end() {
+            return;
+        }
+    }
+}
+
+/// A daemon connects at once, and stays connected while it has use for a shim.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 
 /// How long the end of the shim waits for a daemon to take its events.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);

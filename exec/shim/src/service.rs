@@ -1,6 +1,6 @@
 //! The task API: unpack, call, pack.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use crated_exec::{
@@ -17,18 +17,25 @@ use crated_exec::{
 use prost::Message;
 use tokio::sync::Notify;
 
-use crate::containers::Containers;
+use crate::{containers::Containers, sandbox::Sandboxes};
 
 /// Answers both versions of the task service.
 #[derive(Clone)]
 pub(crate) struct TaskService {
     containers: Arc<Containers>,
+    sandboxes: Arc<Sandboxes>,
     stop: Arc<Notify>,
+    /// The file of the socket.
+    socket: Option<PathBuf>,
 }
 
 impl TaskService {
-    pub(crate) fn new(containers: Arc<Containers>) -> Self {
-        TaskService { containers, stop: Arc::default() }
+    pub(crate) fn new(
+        containers: Arc<Containers>,
+        sandboxes: Arc<Sandboxes>,
+        socket: Option<PathBuf>,
+    ) -> Self {
+        TaskService { containers, sandboxes, stop: Arc::default(), socket }
     }
 
     /// Told when the shim shall end.
@@ -53,7 +60,10 @@ impl TaskService {
             "Update" => pack(self.update(unpack(payload)?).await),
             "Stats" => pack(self.stats(unpack(payload)?).await),
             "Connect" => pack(self.connect(unpack(payload)?).await),
-            "Shutdown" => pack(self.shutdown()),
+            "Shutdown" => {
+                self.end();
+                pack(Ok(()))
+            }
             _ => Err(Error::Unimplemented(format!("method {method}"))),
         }
     }
@@ -198,12 +208,18 @@ impl TaskService {
         })
     }
 
-    /// Ends the shim once it has nothing to keep.
-    fn shutdown(&self) -> Result<()> {
-        if self.containers.is_empty() {
+    /// Ends the shim once it has nothing to keep. When this returns no start finds it any more,
+    /// so that the next container of the same id gets a shim of its own.
+    pub(crate) fn end(&self) -> bool {
+        let ends = self.sandboxes.is_empty() && self.containers.close();
+        if ends {
+            if let Some(socket) = &self.socket {
+                // Gone already, which is what is wanted.
+                let _ = std::fs::remove_file(socket);
+            }
             self.stop.notify_one();
         }
-        Ok(())
+        ends
     }
 }
 
@@ -220,10 +236,10 @@ impl Service for TaskService {
     }
 }
 
-fn unpack<M: Message + Default>(payload: &[u8]) -> Result<M> {
+pub(crate) fn unpack<M: Message + Default>(payload: &[u8]) -> Result<M> {
     M::decode(payload).map_err(|e| Error::InvalidArgument(format!("decode request: {e}")))
 }
 
-fn pack<M: Message>(answer: Result<M>) -> Result<Vec<u8>> {
+pub(crate) fn pack<M: Message>(answer: Result<M>) -> Result<Vec<u8>> {
     answer.map(|message| message.encode_to_vec())
 }

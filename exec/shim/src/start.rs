@@ -6,13 +6,13 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use crated_exec::{
     Bundle, Error, Result,
     proto::{self, bootstrap::BootstrapParams, bootstrap::BootstrapResult, runc},
-    shim, spec, sys,
+    shim, spec,
+    sys::{self, Forked},
 };
 use prost::Message;
 use prost_types::Any;
@@ -21,6 +21,11 @@ use crate::args::Args;
 
 /// Makes the shim for a container, or finds the one of its group, and prints
 /// where it listens.
+///
+/// The shim is a fork of this process: starting the same program again would
+/// cost more than all the rest that happens here. It has its own session and no
+/// descriptor of ours but the listener, so that neither our end nor the
+/// daemon's concerns it. There, this returns when the shim ends.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let input = Input::read(args)?;
     let cwd = std::env::current_dir().map_err(|e| io_error("find", ".", e))?;
@@ -29,7 +34,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let socket = shim::socket_path(&folder, &args.address, &args.namespace, &group)?;
     if UnixStream::connect(&socket).is_err() {
         let listener = listen(&folder, &socket)?;
-        spawn(args, &cwd, listener, input.options.as_ref())?;
+        // From here on there are two of us, and one is the shim.
+        let forked = sys::fork_alone().map_err(|e| io_error("fork", "/proc/self", e))?;
+        let Forked::Parent(pid) = forked else {
+            return crate::serve::run(args, listener.into());
+        };
+        settle(&cwd, pid, input.options.as_ref())?;
     }
     let address = format!("unix://{}", socket.display());
     let path = cwd.join("address");
@@ -37,6 +47,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut out = io::stdout();
     let answer = input.answer(address);
     out.write_all(&answer).and_then(|()| out.flush()).map_err(|e| io_error("write", "stdout", e))
+}
+
+/// Where a shim for the bundle listens when the daemon asks for no other folder.
+pub(crate) fn default_socket(args: &Args, bundle: &Path) -> Result<PathBuf> {
+    let group = group(bundle)?.unwrap_or_else(|| args.id.clone());
+    let folder = Path::new(shim::SOCKET_DIR);
+    shim::socket_path(folder, &args.address, &args.namespace, &group)
 }
 
 /// What the daemon wrote to stdin, and how it wants to be answered.
@@ -112,6 +129,12 @@ fn group(bundle: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let bytes = Bundle::open(bundle)?.read_spec()?;
+    // Nearly all are in no group, and what is parsed here stays in the memory of the shim. A key
+    // spelled with escapes is found by the parser only.
+    let mentions = |word: &str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+    if !GROUP_ANNOTATIONS.into_iter().chain(["\\u"]).any(mentions) {
+        return Ok(None);
+    }
     for key in GROUP_ANNOTATIONS {
         if let Some(group) = spec::annotation(&bytes, key)? {
             return Ok(Some(group));
@@ -143,29 +166,12 @@ fn listen(folder: &Path, socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Starts this binary again as the shim: its own session, no descriptor of
-/// ours but the listener, so that neither our end nor the daemon's concerns it.
-fn spawn(
-    args: &Args,
-    cwd: &Path,
-    listener: UnixListener,
-    options: Option<&runc::Options>,
-) -> Result<()> {
-    let program = std::env::current_exe().map_err(|e| io_error("find", "/proc/self/exe", e))?;
-    let mut command = Command::new(&program);
-    command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address]);
-    command.arg("-publish-binary").arg(&args.publish_binary);
-    if args.debug {
-        command.arg("-debug");
-    }
-    command.current_dir(cwd).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    sys::new_session(&mut command);
-    sys::pass_fds(&mut command, vec![listener.into()]);
-    let child = command.spawn().map_err(|e| io_error("run", &program, e))?;
+/// Notes the shim's pid, and puts it where the options want it.
+fn settle(cwd: &Path, pid: u32, options: Option<&runc::Options>) -> Result<()> {
     let path = cwd.join("shim.pid");
-    fs::write(&path, child.id().to_string()).map_err(|e| io_error("write", &path, e))?;
+    fs::write(&path, pid.to_string()).map_err(|e| io_error("write", &path, e))?;
     if let Some(cgroup) = options.map(|o| o.shim_cgroup.as_str()).filter(|c| !c.is_empty()) {
-        crated_exec::cgroup::join(cgroup, child.id()).map_err(|e| e.context("join shim_cgroup"))?;
+        crated_exec::cgroup::join(cgroup, pid).map_err(|e| e.context("join shim_cgroup"))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! A host is *unified* when `/sys/fs/cgroup` itself is of version 2. On all
 //! others, hybrid ones too, the controllers are where version 1 has them.
 
+mod haste;
 mod parse;
 mod v1;
 mod v2;
@@ -17,15 +18,17 @@ use std::{
 use prost_types::Any;
 use tokio::io::unix::AsyncFd;
 
+pub use haste::Haste;
+
 use crate::{Error, Result};
 
 /// The cgroup of one container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     kind: Kind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     /// Folder of each controller.
     V1(BTreeMap<String, PathBuf>),
@@ -201,6 +204,15 @@ impl OomWatch {
         }
     }
 
+    /// Whether there was a kill that [`OomWatch::next`] has not told of; it counts as told then.
+    /// What the kernel reports late is found this way once the container has ended.
+    pub fn missed(&mut self) -> bool {
+        let count = self.count().unwrap_or_default();
+        let missed = count > self.seen;
+        self.seen = self.seen.max(count);
+        missed
+    }
+
     fn count(&self) -> Option<u64> {
         let text = fs::read_to_string(&self.counter).ok()?;
         Some(parse::keyed(&text).remove(self.word).unwrap_or_default())
@@ -217,22 +229,77 @@ pub fn join(path: &str, pid: u32) -> Result<()> {
     if path.split('/').any(|part| part == "..") {
         return Err(Error::InvalidArgument(format!("cgroup path {path:?} leads upwards")));
     }
-    let root = Path::new(ROOT);
-    let folders = if is_unified(root) {
-        vec![below(root, path)]
-    } else {
-        let mounts = fs::read_to_string(MOUNTS).map_err(|e| Error::io("read", MOUNTS, e))?;
-        let mut mounts: Vec<_> = parse::v1_mounts(&mounts).into_values().collect();
-        mounts.sort();
-        mounts.dedup();
-        mounts.iter().map(|mount| below(mount, path)).collect()
-    };
+    let folders = everywhere(path)?;
     for folder in folders {
         fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
         let procs = folder.join("cgroup.procs");
         fs::write(&procs, pid.to_string()).map_err(|e| Error::io("write", &procs, e))?;
     }
     Ok(())
+}
+
+/// Removes what an aborted creation or a runtime that was killed has left of the cgroup at `path`:
+/// its processes, and its folders in every hierarchy. One that is not there is removed.
+///
+/// Touches nothing unless the last part of the path is the container's own, that is contains
+/// `id`: a cgroup shared with others is not the container's to remove.
+///
+/// # Errors
+///
+/// [`Error::Io`] for a folder that stays.
+pub fn remove(path: &str, id: &str) -> Result<()> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if id.is_empty() || !name.contains(id) || path.split('/').any(|part| part == "..") {
+        return Ok(());
+    }
+    for folder in everywhere(path)? {
+        if !folder.is_dir() {
+            continue;
+        }
+        Cgroup { kind: Kind::V2(folder.clone()) }.kill();
+        let mut tries = 0;
+        // A process that was killed leaves when it has come to its end.
+        while let Err(error) = remove_folder(&folder, 0) {
+            tries += 1;
+            if tries >= REMOVALS_MAX {
+                return Err(Error::io("remove", folder, error));
+            }
+            std::thread::sleep(REMOVAL_PAUSE);
+        }
+    }
+    Ok(())
+}
+
+fn remove_folder(folder: &Path, depth: usize) -> std::io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if depth >= DEPTH_MAX => return Err(error),
+        Err(_) => {}
+        Ok(()) => return Ok(()),
+    }
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_folder(&entry.path(), depth + 1)?;
+        }
+    }
+    fs::remove_dir(folder)
+}
+
+/// The folders of a path in every hierarchy of the host, version 2 of a hybrid one included.
+fn everywhere(path: &str) -> Result<Vec<PathBuf>> {
+    let root = Path::new(ROOT);
+    if is_unified(root) {
+        return Ok(vec![below(root, path)]);
+    }
+    let mounts = fs::read_to_string(MOUNTS).map_err(|e| Error::io("read", MOUNTS, e))?;
+    let mut mounts: Vec<_> = parse::v1_mounts(&mounts).into_values().collect();
+    let hybrid = root.join("unified");
+    if is_unified(&hybrid) {
+        mounts.push(hybrid);
+    }
+    mounts.sort();
+    mounts.dedup();
+    Ok(mounts.iter().map(|mount| below(mount, path)).collect())
 }
 
 fn is_unified(root: &Path) -> bool {
@@ -266,6 +333,10 @@ const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// Containers that nest deeper than this hide from nobody but statistics.
 const DEPTH_MAX: usize = 32;
+
+/// A process that was killed is gone within this many pauses, unless the kernel keeps it.
+const REMOVALS_MAX: u32 = 100;
+const REMOVAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A fork bomb loses against this many rounds or has a pids limit.
 const KILL_ROUNDS_MAX: usize = 1000;

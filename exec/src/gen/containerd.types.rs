@@ -20,6 +20,27 @@ impl ::prost::Name for Mount {
         "/containerd.types.Mount".into()
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Platform {
+    #[prost(string, tag = "1")]
+    pub os: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub architecture: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub variant: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub os_version: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Platform {
+    const NAME: &'static str = "Platform";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.Platform".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.Platform".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Descriptor {
     #[prost(string, tag = "1")]

@@ -14,6 +14,11 @@ pub mod containerd {
                 include!("containerd.runtime.bootstrap.v1.rs");
             }
         }
+        pub mod sandbox {
+            pub mod v1 {
+                include!("containerd.runtime.sandbox.v1.rs");
+            }
+        }
     }
     pub mod services {
         pub mod events {

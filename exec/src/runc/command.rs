@@ -151,8 +151,13 @@ impl Runc {
             args.insert(0, "--all");
         }
         self.simple("kill", args).await.map_err(|error| {
-            let text = error.to_string();
-            let gone = ["process already finished", "container not running", "no such process"];
+            let text = error.to_string().to_lowercase();
+            let gone = [
+                "process already finished",
+                "container not running",
+                "is not running",
+                "no such process",
+            ];
             if gone.iter().any(|sign| text.contains(sign)) || is_missing(&text) {
                 crate::reaper::finished()
             } else {
@@ -425,8 +430,12 @@ fn parse<T: serde::de::DeserializeOwned>(verb: &str, bytes: &[u8]) -> Result<T> 
         .map_err(|e| Error::Unknown(format!("OCI runtime {verb} printed no JSON: {e}")))
 }
 
+/// In the words of runc, or of crun, which names the file it did not find.
 fn is_missing(text: &str) -> bool {
-    text.contains("does not exist") || text.contains("no such container")
+    text.contains("does not exist")
+        || text.contains("no such container")
+        || text.contains("/status`: No such file or directory")
+        || text.contains("/status`: no such file or directory")
 }
 
 const KILL: u32 = 9;

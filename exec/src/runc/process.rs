@@ -230,6 +230,7 @@ impl RuncProcess {
         let claim = match ran.and_then(|()| read_pid(pid_file)) {
             Ok(pid) => task.reaper.claim(pid)?,
             Err(error) => {
+                task.reap_strays();
                 wiring.io.drain(std::time::Duration::ZERO).await;
                 return Err(error);
             }

@@ -104,15 +104,20 @@ impl Tasks {
 }
 
 /// Ends and removes a container whose runtime process died: kills it, forgets
-/// it, unmounts its root. Missing parts are success.
+/// it, removes its cgroup, unmounts its root. Missing parts are success.
 ///
 /// # Errors
 ///
 /// What stays, in the words of the runtime or the kernel.
 pub async fn delete_leftovers(runc: &Runc, id: &str, bundle: &Path) -> Result<()> {
     let deleted = runc.delete(id, true).await;
-    if let Ok(bundle) = Bundle::open(bundle) {
-        rootfs::detach(&bundle.rootfs())?;
-    }
-    deleted
+    let Ok(bundle) = Bundle::open(bundle) else { return deleted };
+    // A creation that was broken off has a cgroup its runtime knows nothing of.
+    let glance = bundle.read_spec().and_then(|spec| crate::spec::Glance::of(&spec));
+    let swept = match glance.as_ref().ok().and_then(crate::spec::Glance::cgroups_path) {
+        Some(path) => crate::cgroup::remove(path, id),
+        None => Ok(()),
+    };
+    rootfs::detach(&bundle.rootfs())?;
+    deleted.and(swept)
 }

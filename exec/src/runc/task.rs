@@ -1,8 +1,12 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,6 +47,14 @@ pub(super) struct RuncTask {
     steps: tokio::sync::Mutex<()>,
     tasks: Weak<Tasks>,
     private_pids: bool,
+    /// Inode of its PID namespace, if it has one of its own.
+    pid_namespace: OnceLock<u64>,
+    /// Where its cgroup is, if the spec says so.
+    cgroups_path: Option<String>,
+    /// Hooks are to run when the container is deleted, not when it ends.
+    hooks_at_deletion: bool,
+    /// The runtime has forgotten the container.
+    released: AtomicBool,
 }
 
 struct Restore {
@@ -65,7 +77,7 @@ impl RuncTask {
             uid: config.io_uid,
             gid: config.io_gid,
         };
-        let private_pids = crate::spec::has_private_pids(&request.bundle.read_spec()?)?;
+        let glance = crate::spec::Glance::of(&request.bundle.read_spec()?)?;
         let task = Arc::new(RuncTask {
             id: request.id,
             bundle: request.bundle,
@@ -80,10 +92,24 @@ impl RuncTask {
             execs: Mutex::default(),
             steps: tokio::sync::Mutex::new(()),
             tasks,
-            private_pids,
+            private_pids: glance.has_private_pids(),
+            pid_namespace: OnceLock::new(),
+            cgroups_path: glance.cgroups_path().map(str::to_owned),
+            hooks_at_deletion: glance.has_poststop_hooks(),
+            released: AtomicBool::new(false),
         });
         let (mounts, root) = (request.rootfs, task.bundle.rootfs());
-        blocking(move || rootfs::attach(&mounts, &root)).await?;
+        let seen =
+            glance.root_path().map_or_else(|| root.clone(), |path| task.bundle.path().join(path));
+        blocking(move || {
+            rootfs::attach(&mounts, &root)?;
+            // Nothing of the container exists yet, so this is all there is to undo.
+            rootfs::check(&seen).map_err(|error| match rootfs::detach(&root) {
+                Ok(()) => error,
+                Err(left) => Error::Unknown(format!("{error}; and cleaning up: {left}")),
+            })
+        })
+        .await?;
         if let Err(error) = task.prepare(request.checkpoint).await {
             task.undo().await;
             return Err(error);
@@ -122,6 +148,12 @@ impl RuncTask {
         self.runc.create(args, child).await?;
         let claim = self.reaper.claim(process::read_pid(&pid_file)?)?;
         self.life.born(&claim)?;
+        let namespace = fs::metadata(format!("/proc/{}/ns/pid", claim.pid()));
+        if self.private_pids
+            && let Ok(namespace) = namespace
+        {
+            let _ = self.pid_namespace.set(namespace.ino());
+        }
         if let Ok(cgroup) = Cgroup::of(claim.pid()) {
             let _ = self.cgroup.set(cgroup);
         }
@@ -151,8 +183,14 @@ impl RuncTask {
 
     /// Removes what a creation that failed has left.
     async fn undo(&self) {
+        // From here on a release under way is over, and none begins.
+        let _step = self.steps.lock().await;
+        self.life.delete();
         if let Err(error) = self.runc.delete(&self.id, true).await {
             tracing::warn!(task = self.id, %error, "half-made container stays");
+        }
+        if let Err(error) = self.sweep_cgroup().await {
+            tracing::warn!(task = self.id, %error, "half-made cgroup stays");
         }
         if let Some(io) = self.io.get() {
             io.drain(Duration::ZERO).await;
@@ -165,6 +203,21 @@ impl RuncTask {
 
     pub(super) fn joined(&self, exec_id: &str) -> Result<Arc<RuncProcess>> {
         lock(&self.execs).get(exec_id).cloned().ok_or_else(|| deleted(exec_id))
+    }
+
+    /// Reaps what a failed attempt to join has left in the container: until then the container's
+    /// first process cannot end.
+    pub(super) fn reap_strays(&self) {
+        let Some(namespace) = self.pid_namespace.get().copied() else { return };
+        let reaper = Arc::clone(&self.reaper);
+        tokio::spawn(async move {
+            for _ in 0..STRAYS_ROUNDS_MAX {
+                if reaper.reap_namespace(namespace) == 0 {
+                    return;
+                }
+                tokio::time::sleep(STRAYS_PAUSE).await;
+            }
+        });
     }
 
     pub(super) fn forget(&self, exec_id: &str) {
@@ -198,8 +251,37 @@ impl RuncTask {
             .map(drop)
     }
 
-    async fn release(&self) -> Result<()> {
-        self.runc.delete(&self.id, true).await?;
+    /// Has the runtime forget the container; the caller holds `steps`.
+    async fn dissolve(&self) -> Result<()> {
+        if !self.released.load(Ordering::Acquire) {
+            let deleted = self.runc.delete(&self.id, true).await;
+            deleted.map_err(|e| e.context(&self.blockers()))?;
+            self.sweep_cgroup().await?;
+            self.released.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What the runtime leaves of a cgroup when it is killed, or never knew of.
+    async fn sweep_cgroup(&self) -> Result<()> {
+        let Some(path) = self.cgroups_path.clone() else { return Ok(()) };
+        let id = self.id.clone();
+        blocking(move || crate::cgroup::remove(&path, &id)).await
+    }
+
+    /// The container's processes that have not ended, with what they wait for.
+    fn blockers(&self) -> String {
+        let pids = self.cgroup.get().and_then(|cgroup| cgroup.pids().ok()).unwrap_or_default();
+        let mut text = format!("container {}", self.id);
+        for pid in pids.into_iter().take(BLOCKERS_MAX) {
+            text.push_str(", ");
+            text.push_str(&crate::shim::blocker::process(pid));
+        }
+        text
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.dissolve().await?;
         let joined: Vec<_> = std::mem::take(&mut *lock(&self.execs)).into_values().collect();
         for process in joined {
             // Their container is gone, so they have ended or are about to.
@@ -261,10 +343,19 @@ impl Process for RuncTask {
         if self.life.exit().is_none() && !all && !frozen {
             return self.life.signal(signal);
         }
-        if self.life.exit().is_some() && !all {
+        // Without PIDs of their own the others may live on, and are found by the runtime.
+        if self.life.exit().is_some() && (!all || self.private_pids) {
             return Err(crate::reaper::finished());
         }
-        self.runc.kill(&self.id, signal, all).await
+        self.runc.kill(&self.id, signal, all).await?;
+        if frozen
+            && signal == KILL
+            && let Some(cgroup) = self.cgroup.get()
+        {
+            // Not every runtime thaws what it kills, and the frozen do not even die.
+            let _ = cgroup.freeze(false);
+        }
+        Ok(())
     }
 
     async fn delete(&self) -> Result<Exit> {
@@ -275,7 +366,7 @@ impl Process for RuncTask {
             Status::Created => self.end_created().await?,
             _ => return Err(running()),
         }
-        self.release().await?;
+        self.clear().await?;
         let exit = self.life.exit().unwrap_or_else(|| Exit::now(LOST));
         self.life.delete();
         if let Some(tasks) = self.tasks.upgrade() {
@@ -349,6 +440,15 @@ impl Task for RuncTask {
         Ok(())
     }
 
+    async fn release(&self) -> Result<()> {
+        let _step = self.steps.lock().await;
+        if self.life.status() != Status::Stopped || self.life.is_deleted() || self.hooks_at_deletion
+        {
+            return Ok(());
+        }
+        self.dissolve().await
+    }
+
     async fn pids(&self) -> Result<Vec<ProcessPid>> {
         self.ensure_exists()?;
         if self.life.exit().is_some() {
@@ -406,3 +506,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// How long the kernel may take to kill.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Processes named in an error.
+const BLOCKERS_MAX: usize = 8;
+
+/// How often, and for how long in all, strays are looked for: they were killed or have lost their
+/// parent, so they end soon.
+const STRAYS_PAUSE: Duration = Duration::from_millis(50);
+const STRAYS_ROUNDS_MAX: u32 = 1200;

@@ -12,7 +12,7 @@ use prost::Message;
 use prost_types::Any;
 use tokio::{sync::watch, time::timeout};
 
-use super::{ShimRuntime, folders::Folders, start::Binary};
+use super::{ShimRuntime, folders::Folders, removal::Remains, start::Binary};
 use crate::{
     Bundle, Error, ExecProcess, ProcessPid, Result, Size,
     proto::{
@@ -193,23 +193,35 @@ impl ShimTask {
         done.unwrap_or_else(|e| Err(Error::Internal(format!("deletion failed: {e}"))))
     }
 
-    async fn delete_all(&self) -> Result<DeleteResponse> {
+    async fn delete_all(self: &Arc<Self>) -> Result<DeleteResponse> {
         let runtime = self.runtime()?;
         if self.deleting.swap(true, Ordering::AcqRel) {
             return Err(Error::NotFound(format!("task {}: not found", self.id)));
         }
         let request = api::DeleteRequest { id: self.id.clone(), exec_id: String::new() };
-        let response = match self.call("Delete", &request, None).await {
-            Ok(response) => response,
+        let (response, clean) = match self.call("Delete", &request, None).await {
+            Ok(response) => (response, true),
             Err(Error::NotFound(_)) => self.clean_up(&runtime).await,
             Err(error) => {
                 self.deleting.store(false, Ordering::Release);
                 return Err(error);
             }
         };
-        self.shut_down(runtime.config.timeouts.shutdown).await;
-        self.forget(&runtime, &response).await;
+        self.release_waiters(&response);
+        // The container is gone; its shim and its folders are nobody's concern but ours.
+        runtime.dismantle(self.remains(clean));
         Ok(response)
+    }
+
+    /// What is left of it; `clean` when the container itself is gone.
+    pub(super) fn remains(self: &Arc<Self>, clean: bool) -> Remains {
+        Remains {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            folders: self.folders.clone(),
+            binary: (!clean).then(|| self.binary.clone()),
+            shim: Some(Arc::clone(self)),
+        }
     }
 
     /// Freezes all processes.
@@ -330,38 +342,35 @@ impl ShimTask {
         }
     }
 
-    /// Runs the `delete` binary; its failure is an end of its own kind.
-    pub(super) async fn clean_up(&self, runtime: &ShimRuntime) -> DeleteResponse {
+    /// Runs the `delete` binary; its failure is an end of its own kind. Tells whether it
+    /// succeeded.
+    pub(super) async fn clean_up(&self, runtime: &ShimRuntime) -> (DeleteResponse, bool) {
         let binary = Binary {
             config: &runtime.config,
             path: &self.binary,
             namespace: &self.namespace,
             id: &self.id,
         };
-        binary.delete(&self.folders.bundle).await.unwrap_or_else(|error| {
-            tracing::warn!(namespace = self.namespace, task = self.id, %error, "cleanup failed");
-            DeleteResponse {
-                pid: self.pid(),
-                exit_status: UNKNOWN_EXIT,
-                exited_at: Some(proto::timestamp(Some(SystemTime::now()))),
+        match binary.delete(&self.folders.bundle).await {
+            Ok(response) => (response, true),
+            Err(error) => {
+                let (namespace, task) = (&self.namespace, &self.id);
+                tracing::warn!(namespace, task, %error, "cleanup failed");
+                (unknown_end(self.pid()), false)
             }
-        })
+        }
     }
 
-    /// Releases who waits, removes the folders and the registration.
-    pub(super) async fn forget(&self, runtime: &ShimRuntime, end: &DeleteResponse) {
+    /// Tells whoever waits how it ended.
+    pub(super) fn release_waiters(&self, end: &DeleteResponse) {
         let (exit_status, exited_at) = (end.exit_status, end.exited_at);
         self.gone.send_replace(Some(WaitResponse { exit_status, exited_at }));
+    }
+
+    pub(super) fn stop_log(&self) {
         if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).take() {
             log.abort();
         }
-        let folders = self.folders.clone();
-        let removed = tokio::task::spawn_blocking(move || folders.remove()).await;
-        if let Ok(Err(error)) = removed {
-            let error = error.report();
-            tracing::warn!(namespace = self.namespace, task = self.id, error, "bundle stays");
-        }
-        runtime.unregister(&self.namespace, &self.id);
     }
 
     async fn call<Q, A>(&self, method: &str, request: &Q, limit: Option<Duration>) -> Result<A>
@@ -424,6 +433,15 @@ impl std::fmt::Debug for ShimTask {
 
 fn service(version_3: bool) -> &'static str {
     if version_3 { TASK_V3 } else { TASK_V2 }
+}
+
+/// The end of a container nobody can tell of.
+pub(super) fn unknown_end(pid: u32) -> DeleteResponse {
+    DeleteResponse {
+        pid,
+        exit_status: UNKNOWN_EXIT,
+        exited_at: Some(proto::timestamp(Some(SystemTime::now()))),
+    }
 }
 
 /// Exit status when nobody can tell the true one.

@@ -69,6 +69,20 @@ impl Folders {
         Address::parse(&bytes)
     }
 
+    /// Leaves word for whoever looks at the bundle; memory and log have it too.
+    pub(super) fn note_leftover(&self, leftover: &super::Leftover) {
+        let json = serde_json::json!({
+            "version": 1,
+            "step": leftover.step.as_str(),
+            "blocker": leftover.blocker,
+            "attempts": leftover.attempts,
+        });
+        if self.bundle.is_dir() {
+            // A disk that takes no note is told of by the removal itself.
+            let _ = self.write("leftover.json", json.to_string().as_bytes());
+        }
+    }
+
     pub(super) fn read_binary(&self) -> Result<PathBuf> {
         let bytes = self.read("shim-binary-path")?;
         let text = String::from_utf8(bytes).map_err(|e| Error::Unknown(e.to_string()))?;
@@ -77,10 +91,8 @@ impl Folders {
 
     /// Unmounts and removes both.
     pub(super) fn remove(&self) -> Result<()> {
-        let bundle = match Bundle::open(&self.bundle) {
-            Ok(bundle) => bundle.remove(),
-            Err(_) => Ok(()),
-        };
+        // Also when it is gone: its hidden half may be left of an earlier removal.
+        let bundle = Bundle::named(&self.bundle).remove();
         bundle.and(remove_tree(&self.work))
     }
 

@@ -13,6 +13,7 @@
 //!   shim-binary-path                absolute path of the shim
 //!   bootstrap.json                  {"version":2,"address":"unix://…","protocol":"ttrpc"}
 //!   address                         the address alone
+//!   leftover.json                   why it is not removed yet, see [`Leftover`]
 //! ```
 //!
 //! The name of a runtime is the absolute path of a shim, or ends in two parts
@@ -24,11 +25,14 @@
 //! waits is released.
 
 mod address;
+pub(crate) mod blocker;
 mod client;
 mod config;
 mod folders;
 mod recover;
+mod removal;
 mod runtime;
+mod sandbox;
 mod start;
 
 use std::sync::Arc;
@@ -37,7 +41,9 @@ pub use address::{Address, SOCKET_DIR, SOCKET_DIR_MAX_BYTES, socket_path};
 pub use client::ShimTask;
 pub use config::{CreateShimTask, ShimConfig, Timeouts};
 pub use recover::Recovered;
+pub use removal::{Leftover, Step};
 pub use runtime::ShimRuntime;
+pub use sandbox::{CreateSandbox, SandboxExit, ShimSandbox, ShimSandboxes};
 
 use crate::proto::types::Envelope;
 

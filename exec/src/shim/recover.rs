@@ -2,11 +2,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use tokio::{task::JoinSet, time::timeout};
 
-use super::{ShimRuntime, ShimTask, folders::Folders, runtime::connect, start::Binary};
+use super::{
+    ShimRuntime, ShimTask, client::unknown_end, folders::Folders, removal::Remains,
+    runtime::connect, start::Binary,
+};
 use crate::{Error, Result, bundle::check_id};
 
 /// What [`ShimRuntime::recover`] found.
@@ -85,16 +89,24 @@ impl ShimRuntime {
                 return Found::Lost;
             }
         };
-        match task.state("").await {
+        let mut state = task.state("").await;
+        if let Err(Error::NotFound(text)) = &state {
+            tracing::warn!(namespace, task = id, text, "shim does not know its container");
+            task.deleting.store(true, Ordering::Release);
+            task.shut_down(self.config.timeouts.shutdown).await;
+            // One that stays has others to keep, or has just received what an earlier daemon sent.
+            if timeout(ENDING, task.client.closed()).await.is_err() {
+                state = task.state("").await;
+                task.deleting.store(matches!(state, Err(Error::NotFound(_))), Ordering::Release);
+            }
+        }
+        match state {
             Ok(state) => {
                 task.pid.store(state.pid, Ordering::Release);
                 self.register(task);
                 Found::Alive
             }
-            Err(Error::NotFound(text)) => {
-                tracing::warn!(namespace, task = id, text, "shim does not know its container");
-                task.deleting.store(true, Ordering::Release);
-                task.shut_down(self.config.timeouts.shutdown).await;
+            Err(Error::NotFound(_)) => {
                 self.clear(namespace, id, folders, binary.ok()).await;
                 Found::Lost
             }
@@ -122,23 +134,54 @@ impl ShimRuntime {
         ShimTask::new(self, (namespace, id), binary, (client, address.version))
     }
 
-    /// Removes what a shim that is gone has left.
-    async fn clear(&self, namespace: &str, id: &str, folders: &Folders, binary: Option<PathBuf>) {
-        if let Some(path) = binary {
-            let binary = Binary { config: &self.config, path: &path, namespace, id };
-            if let Err(error) = binary.delete(&folders.bundle).await {
-                tracing::warn!(namespace, task = id, error = error.report(), "cleanup failed");
+    /// Removes what a shim that is gone has left, and reports the end of its container.
+    async fn clear(
+        self: &Arc<Self>,
+        namespace: &str,
+        id: &str,
+        folders: &Folders,
+        binary: Option<PathBuf>,
+    ) {
+        let mut remains = Remains {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            folders: folders.clone(),
+            binary,
+            shim: None,
+        };
+        if let Some(path) = &remains.binary {
+            let shim = Binary { config: &self.config, path, namespace, id };
+            let deleted = shim.delete(&folders.bundle).await;
+            let end = match deleted {
+                Ok(end) => {
+                    remains.binary = None;
+                    end
+                }
+                Err(error) => {
+                    tracing::warn!(namespace, task = id, error = error.report(), "cleanup failed");
+                    unknown_end(0)
+                }
+            };
+            if end.pid != 0 {
+                self.report(namespace, id, &end);
             }
         }
-        let folders = folders.clone();
-        let removed = tokio::task::spawn_blocking(move || folders.remove()).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(namespace, task = id, error = error.report(), "bundle stays");
-        }
+        let mut removed = self.dismantle(remains);
+        // What takes longer goes on in the background and holds up nobody.
+        let _ = timeout(self.config.timeouts.load, removed.changed()).await;
     }
 
-    /// Removes work folders no bundle belongs to.
+    /// Removes work folders no bundle belongs to, and bundles whose removal was broken off.
     fn remove_orphans(&self) {
+        for (namespace, id) in hidden_bundles(&self.config.state_dir) {
+            let folders = Folders::new(&self.config, &namespace, &id);
+            // One that is there under its own name takes its other half along in the end.
+            if !folders.bundle.exists()
+                && let Err(error) = folders.remove()
+            {
+                tracing::warn!(namespace, task = id, error = error.report(), "bundle stays");
+            }
+        }
         for (namespace, id) in children(&self.config.root_dir) {
             let folders = Folders::new(&self.config, &namespace, &id);
             if !folders.bundle.exists()
@@ -152,7 +195,7 @@ impl ShimRuntime {
 
 /// Whether a failure to connect proves that nobody listens. All others may
 /// pass, and a container that runs must not be removed for them.
-fn is_proof(error: &Error) -> bool {
+pub(super) fn is_proof(error: &Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, NotFound};
     match error {
         Error::Io { source, .. } => matches!(source.kind(), ConnectionRefused | NotFound),
@@ -162,7 +205,7 @@ fn is_proof(error: &Error) -> bool {
 }
 
 /// Namespaces and ids of bundles that hold something; empty ones are removed.
-fn bundles(state_dir: &Path) -> Vec<(String, String)> {
+pub(super) fn bundles(state_dir: &Path) -> Vec<(String, String)> {
     let mut found = children(state_dir);
     // Only an empty folder can be removed this way.
     found.retain(|(namespace, id)| fs::remove_dir(state_dir.join(namespace).join(id)).is_err());
@@ -178,6 +221,23 @@ fn children(root: &Path) -> Vec<(String, String)> {
     }
     found
 }
+
+/// Namespaces and ids of bundles that have the hidden name of those being removed.
+fn hidden_bundles(state_dir: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for namespace in folders_in(state_dir) {
+        let entries = fs::read_dir(state_dir.join(&namespace)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        for name in names {
+            let id = name.strip_prefix('.').filter(|id| check_id(id).is_ok());
+            found.extend(id.map(|id| (namespace.clone(), id.to_owned())));
+        }
+    }
+    found
+}
+
+/// How long a shim that was told to end may take before it is asked why it stays.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Folders named like containers; half-removed ones begin with a dot.
 fn folders_in(path: &Path) -> Vec<String> {

@@ -2,20 +2,23 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use prost::{Message, Name};
 use prost_types::Any;
+use tokio::sync::watch;
 
 use super::{
-    Address, CreateShimTask, ShimConfig, ShimEvents, ShimTask,
+    Address, CreateShimTask, Leftover, ShimConfig, ShimEvents, ShimTask,
     folders::{Folders, make_dir},
+    removal::Remains,
     start::{self, Binary},
 };
 use crate::{
     Error, Result,
     bundle::check_id,
+    cgroup::Haste,
     proto::{
         self,
         events::{TaskDelete, TaskExit},
@@ -25,15 +28,25 @@ use crate::{
     ttrpc::Client,
 };
 
-type Key = (String, String);
+pub(super) type Key = (String, String);
+
+/// What an id stands for.
+enum Slot {
+    /// A task that is being made.
+    Making,
+    Here(Arc<ShimTask>),
+    /// A task that has ended for its clients and is being removed; closed when that is done.
+    Leaving(watch::Receiver<()>),
+}
 
 /// Starts shims, and knows those that run.
 pub struct ShimRuntime {
     pub(super) config: ShimConfig,
     events: ShimEvents,
-    /// `None` while a task is being made.
-    tasks: Mutex<BTreeMap<Key, Option<Arc<ShimTask>>>>,
+    tasks: Mutex<BTreeMap<Key, Slot>>,
+    pub(super) leftovers: Mutex<BTreeMap<Key, Leftover>>,
     resolved: Mutex<BTreeMap<String, PathBuf>>,
+    haste: Haste,
 }
 
 impl ShimRuntime {
@@ -45,8 +58,20 @@ impl ShimRuntime {
     pub fn new(config: ShimConfig, events: ShimEvents) -> Result<Arc<Self>> {
         make_dir(&config.state_dir)?;
         make_dir(&config.root_dir)?;
-        let (tasks, resolved) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(ShimRuntime { config, events, tasks, resolved }))
+        Ok(Arc::new(ShimRuntime {
+            config,
+            events,
+            tasks: Mutex::default(),
+            leftovers: Mutex::default(),
+            resolved: Mutex::default(),
+            haste: Haste::new(),
+        }))
+    }
+
+    /// Says that a task will be created soon, for example because its root file system is being
+    /// prepared. Saves its creation some waiting, see [`Haste`], and promises nothing.
+    pub fn expect_task(&self) {
+        self.haste.expect();
     }
 
     /// Makes a bundle, starts a shim and lets it create the container.
@@ -64,14 +89,16 @@ impl ShimRuntime {
         check_id(&request.namespace).map_err(|e| e.context("namespace"))?;
         check_id(&request.id)?;
         let binary = self.resolve(&request.runtime)?;
+        self.expect_task();
         let key = (request.namespace.clone(), request.id.clone());
-        self.reserve(&key)?;
+        self.reserve(&key).await?;
         let this = Arc::clone(self);
         let made = tokio::spawn(async move {
             let made = this.make(request, binary).await;
             match &made {
                 Ok(task) => this.register(Arc::clone(task)),
-                Err(_) => this.unregister(&key.0, &key.1),
+                // What could not be undone is being removed, and its id is not free yet.
+                Err(_) => this.unreserve(&key),
             }
             made
         });
@@ -85,14 +112,27 @@ impl ShimRuntime {
     /// [`Error::NotFound`].
     pub fn task(&self, namespace: &str, id: &str) -> Result<Arc<ShimTask>> {
         let key = (namespace.to_owned(), id.to_owned());
-        let missing = || Error::NotFound(format!("task {id}: not found"));
-        self.lock().get(&key).cloned().flatten().ok_or_else(missing)
+        let leaving = match self.lock().get(&key) {
+            Some(Slot::Here(task)) => return Ok(Arc::clone(task)),
+            Some(Slot::Leaving(_)) => true,
+            _ => false,
+        };
+        // Whoever asks for what cannot be removed is told why.
+        let leftovers = self.locked_leftovers();
+        let blocker = leftovers.get(&key).filter(|_| leaving).map(|left| &left.blocker);
+        Err(Error::NotFound(match blocker {
+            Some(blocker) => format!("task {id}: its removal is blocked: {blocker}: not found"),
+            None => format!("task {id}: not found"),
+        }))
     }
 
     /// All tasks of a namespace, or of all when `None`, ordered.
     pub fn tasks(&self, namespace: Option<&str>) -> Vec<Arc<ShimTask>> {
         let tasks = self.lock();
-        let all = tasks.values().flatten();
+        let all = tasks.values().filter_map(|slot| match slot {
+            Slot::Here(task) => Some(task),
+            _ => None,
+        });
         all.filter(|task| namespace.is_none_or(|ns| ns == task.namespace)).cloned().collect()
     }
 
@@ -167,23 +207,31 @@ impl ShimRuntime {
         ShimTask::new(self, (namespace, id), binary.to_owned(), (client, address.version))
     }
 
-    async fn undo(&self, request: &CreateShimTask, folders: &Folders, binary: &Path) {
+    /// Removes what a creation that failed has left. What cannot be removed now is later.
+    async fn undo(self: &Arc<Self>, request: &CreateShimTask, folders: &Folders, binary: &Path) {
         let (namespace, id) = (request.namespace.as_str(), request.id.as_str());
         let shim = Binary { config: &self.config, path: binary, namespace, id };
-        if let Err(error) = shim.delete(&folders.bundle).await {
-            tracing::warn!(namespace, task = id, error = error.report(), "cleanup failed");
+        let deleted = shim.delete(&folders.bundle).await;
+        if deleted.is_ok() {
+            let folders = folders.clone();
+            let removed = tokio::task::spawn_blocking(move || folders.remove()).await;
+            if matches!(removed, Ok(Ok(()))) {
+                return;
+            }
         }
-        let folders = folders.clone();
-        let removed = tokio::task::spawn_blocking(move || folders.remove()).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(namespace, task = id, error = error.report(), "bundle stays");
-        }
+        self.dismantle(Remains {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            folders: folders.clone(),
+            binary: deleted.is_err().then(|| binary.to_owned()),
+            shim: None,
+        });
     }
 
     /// Makes a task known and watches its shim from now on.
-    pub(super) fn register(&self, task: Arc<ShimTask>) {
+    pub(super) fn register(self: &Arc<Self>, task: Arc<ShimTask>) {
         let key = (task.namespace.clone(), task.id.clone());
-        self.lock().insert(key, Some(Arc::clone(&task)));
+        self.lock().insert(key, Slot::Here(Arc::clone(&task)));
         tokio::spawn(async move {
             task.client.closed().await;
             let Some(runtime) = task.runtime.upgrade() else { return };
@@ -193,24 +241,37 @@ impl ShimRuntime {
         });
     }
 
-    pub(super) fn unregister(&self, namespace: &str, id: &str) {
-        self.lock().remove(&(namespace.to_owned(), id.to_owned()));
+    /// Frees an id.
+    pub(super) fn unregister(&self, key: &Key) {
+        self.lock().remove(key);
+    }
+
+    /// Keeps an id from being taken until the sender is dropped and it is unregistered.
+    pub(super) fn leave(&self, key: &Key) -> (watch::Sender<()>, watch::Receiver<()>) {
+        let (sender, leaving) = watch::channel(());
+        self.lock().insert(key.clone(), Slot::Leaving(leaving.clone()));
+        (sender, leaving)
     }
 
     /// Cleans up after a shim that died, and reports in its place.
-    pub(super) async fn bury(&self, task: &ShimTask) {
+    pub(super) async fn bury(self: &Arc<Self>, task: &Arc<ShimTask>) {
         tracing::warn!(namespace = task.namespace, task = task.id, "shim has died");
-        let mut end = task.clean_up(self).await;
+        let (mut end, clean) = task.clean_up(self).await;
         if end.pid == 0 {
             end.pid = task.pid();
         }
-        self.report(task, &end);
-        task.forget(self, &end).await;
+        self.report(&task.namespace, &task.id, &end);
+        task.release_waiters(&end);
+        let mut remains = task.remains(clean);
+        task.stop_log();
+        remains.shim = None;
+        self.dismantle(remains);
     }
 
-    fn report(&self, task: &ShimTask, end: &DeleteResponse) {
+    /// Reports the end of a container in place of its shim.
+    pub(super) fn report(&self, namespace: &str, id: &str, end: &DeleteResponse) {
         let DeleteResponse { pid, exit_status, exited_at } = *end;
-        let container_id = task.id.clone();
+        let container_id = id.to_owned();
         let exit = TaskExit {
             id: container_id.clone(),
             container_id: container_id.clone(),
@@ -218,9 +279,9 @@ impl ShimRuntime {
             exit_status,
             exited_at,
         };
-        self.publish(&task.namespace, "/tasks/exit", &exit);
+        self.publish(namespace, "/tasks/exit", &exit);
         let delete = TaskDelete { container_id, pid, exit_status, exited_at, id: String::new() };
-        self.publish(&task.namespace, "/tasks/delete", &delete);
+        self.publish(namespace, "/tasks/delete", &delete);
     }
 
     fn publish<M: Message + Name>(&self, namespace: &str, topic: &str, event: &M) {
@@ -232,19 +293,50 @@ impl ShimRuntime {
         });
     }
 
-    fn reserve(&self, key: &Key) -> Result<()> {
-        let mut tasks = self.lock();
-        if tasks.contains_key(key) {
-            return Err(Error::AlreadyExists(format!("task {}: already exists", key.1)));
+    /// Takes an id, after what has it now has been removed if it is on its way out.
+    async fn reserve(&self, key: &Key) -> Result<()> {
+        let until = tokio::time::Instant::now() + LEAVING_PATIENCE;
+        loop {
+            let mut leaving = {
+                let mut tasks = self.lock();
+                match tasks.get(key) {
+                    None => {
+                        tasks.insert(key.clone(), Slot::Making);
+                        return Ok(());
+                    }
+                    Some(Slot::Leaving(leaving)) => leaving.clone(),
+                    Some(_) => {
+                        return Err(Error::AlreadyExists(format!(
+                            "task {}: already exists",
+                            key.1
+                        )));
+                    }
+                }
+            };
+            // Nothing is ever sent: it ends when the sender is gone.
+            if tokio::time::timeout_at(until, leaving.changed()).await.is_err() {
+                let blocker = self.locked_leftovers().get(key).map(|l| format!(": {}", l.blocker));
+                let text = format!("task {}: being removed{}", key.1, blocker.unwrap_or_default());
+                return Err(Error::Unavailable(text));
+            }
         }
-        tasks.insert(key.clone(), None);
-        Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Option<Arc<ShimTask>>>> {
+    /// Frees an id that was taken for a task and came to nothing.
+    fn unreserve(&self, key: &Key) {
+        let mut tasks = self.lock();
+        if matches!(tasks.get(key), Some(Slot::Making)) {
+            tasks.remove(key);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Slot>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long a creation waits for the end of a removal under the same id.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
 
 impl std::fmt::Debug for ShimRuntime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -256,17 +348,21 @@ pub(super) async fn connect(address: &Address) -> Result<Client> {
     Client::connect(address.socket()?).await
 }
 
-fn create_request(request: &CreateShimTask, folders: &Folders) -> CreateTaskRequest {
-    let rootfs = request.rootfs.iter().map(|mount| proto::types::Mount {
+pub(super) fn wire_mounts(mounts: &[crated_mount::Mount]) -> Vec<proto::types::Mount> {
+    let wire = |mount: &crated_mount::Mount| proto::types::Mount {
         r#type: mount.kind.clone(),
         source: mount.source.clone(),
         target: mount.target.clone(),
         options: mount.options.clone(),
-    });
+    };
+    mounts.iter().map(wire).collect()
+}
+
+fn create_request(request: &CreateShimTask, folders: &Folders) -> CreateTaskRequest {
     CreateTaskRequest {
         id: request.id.clone(),
         bundle: folders.bundle.display().to_string(),
-        rootfs: rootfs.collect(),
+        rootfs: wire_mounts(&request.rootfs),
         terminal: request.stdio.terminal,
         stdin: request.stdio.stdin.clone(),
         stdout: request.stdio.stdout.clone(),

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use prost::Message;
 use tokio::{
     net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 
@@ -55,6 +55,7 @@ impl Context {
 #[derive(Clone, Default)]
 pub struct Server {
     services: HashMap<String, Arc<dyn Service>>,
+    open: Arc<watch::Sender<usize>>,
 }
 
 impl Server {
@@ -68,6 +69,11 @@ impl Server {
     pub fn service(mut self, name: &str, service: Arc<dyn Service>) -> Self {
         self.services.insert(name.to_owned(), service);
         self
+    }
+
+    /// How many clients are connected, now and from now on.
+    pub fn connections(&self) -> watch::Receiver<usize> {
+        self.open.subscribe()
     }
 
     /// Accepts connections until `stop` resolves, then drops them all.
@@ -110,6 +116,7 @@ impl Server {
         calls.spawn(write_answers(write, queue));
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         let mut reader = FrameReader::new(read);
+        let _counted = Counted::new(&self.open);
         loop {
             while calls.try_join_next().is_some() {}
             match reader.next().await {
@@ -157,6 +164,22 @@ impl Server {
             metadata: request.metadata.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         };
         service.call(context, &request.method, &request.payload).await
+    }
+}
+
+/// One open connection.
+struct Counted(Arc<watch::Sender<usize>>);
+
+impl Counted {
+    fn new(open: &Arc<watch::Sender<usize>>) -> Self {
+        open.send_modify(|count| *count += 1);
+        Counted(Arc::clone(open))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
