@@ -6,11 +6,13 @@
 
 #![allow(clippy::print_stdout, reason = "an example shows what it did")]
 
+use std::process::Command;
+
 use crated_netns::{
     Fdb, LinkKind, LinkSpec, NetnsRoot, NetnsSpec, PeerSpec, Place, Propagation, VxlanOpts,
 };
 
-fn main() -> Result<(), crated_netns::Error> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join("crated-netns-vxlan");
     let root = NetnsRoot::open(dir, Propagation::Private)?;
     let can = root.capabilities()?;
@@ -46,9 +48,15 @@ fn main() -> Result<(), crated_netns::Error> {
         })?;
         println!("{container}: {:?}", netns.link(&"eth0".parse()?)?.kind);
     }
+    let net = format!("--net={}", root.get(&"a".parse()?)?.path().display());
+    let ping = Command::new("nsenter").args([&net, "ping", "-c", "1", "10.7.0.2"]).output()?;
+    print!("{}", String::from_utf8_lossy(&ping.stdout));
     let names = root.list()?.into_iter().map(|pin| pin.name).collect::<Vec<_>>();
     for result in root.delete_all(&names, &Default::default()) {
         println!("gone: {}", result?.gone);
     }
-    Ok(())
+    match ping.status.success() {
+        true => Ok(()),
+        false => Err("the two hosts' containers do not reach each other".into()),
+    }
 }

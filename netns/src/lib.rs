@@ -52,6 +52,7 @@ compile_error!("network namespaces exist on Linux only");
 mod addr;
 mod bandwidth;
 mod capabilities;
+mod delete;
 mod error;
 mod link;
 mod monitor;
@@ -86,7 +87,7 @@ pub use names::{
 pub use namespace::{DeleteOpts, Deleted, Holder, HolderKind, Netns, NetnsId, PinState};
 pub use neigh::{Fdb, Neigh};
 pub use plan::{Applied, Op, Plan, PlanError};
-pub use root::{NetnsRoot, NetnsSpec, Pin, Propagation, RootOptions, Source, SweepReport};
+pub use root::{NetnsRoot, NetnsSpec, Pin, Propagation, RootOptions, Source, SweepReport, inspect};
 pub use route::{MAIN_TABLE, NextHop, Route, RouteKind};
 pub use rule::Rule;
 pub use stats::{NetnsStats, Stats};

@@ -1,5 +1,6 @@
 //! One namespace: its identity, the state of its pin, and its end.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -196,7 +197,9 @@ impl Netns {
     /// Processes that keep the namespace alive besides its pin.
     ///
     /// Found by looking through `/proc`: processes this one may not inspect
-    /// are missed, and so are sockets.
+    /// are missed, and so are sockets. Only while the pin is there
+    /// ([`Netns::verify`]): the kernel gives the number of a namespace that
+    /// has gone to another.
     pub fn holders(&self) -> Result<Vec<Holder>> {
         match &self.at {
             At::Home => Err(Error::refused("list holders", "every process is in the host")),
@@ -271,26 +274,35 @@ pub(crate) fn unpin(path: &Path) -> Result<()> {
 /// Processes with a thread inside, or a descriptor on, the namespace file
 /// with this inode.
 pub(crate) fn holders_of(inode: u64) -> Vec<Holder> {
-    let wanted = format!("net:[{inode}]");
-    let is_wanted = |path: &Path| {
-        std::fs::read_link(path).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+    holders_of_all(&BTreeSet::from([inode])).remove(&inode).unwrap_or_default()
+}
+
+/// The same for several namespaces, by one walk through `/proc`.
+pub(crate) fn holders_of_all(inodes: &BTreeSet<u64>) -> HashMap<u64, Vec<Holder>> {
+    let wanted = |path: PathBuf| {
+        let target = std::fs::read_link(path).ok()?;
+        let inode = target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
+        inodes.contains(&inode).then_some(inode)
     };
-    let mut holders = Vec::new();
+    let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
     let own = std::process::id() as i32;
-    for (pid, process) in numbered("/proc") {
-        // Our own threads visit namespaces; they are nobody's holders.
-        let member = pid != own
-            && numbered(process.join("task")).any(|(_, task)| is_wanted(&task.join("ns/net")));
-        let descriptor = || numbered(process.join("fd")).any(|(_, fd)| is_wanted(&fd));
-        let kind = if member {
-            HolderKind::Member
-        } else if pid != own && descriptor() {
-            HolderKind::Descriptor
-        } else {
-            continue;
+    // Our own threads visit namespaces; they are nobody's holders.
+    for (pid, process) in numbered("/proc").filter(|(pid, _)| *pid != own) {
+        let tasks = numbered(process.join("task")).map(|(_, task)| task.join("ns/net"));
+        let members: BTreeSet<u64> = tasks.filter_map(wanted).collect();
+        let open = numbered(process.join("fd")).map(|(_, fd)| fd);
+        let open: BTreeSet<u64> = open.filter_map(wanted).collect();
+        let command = || {
+            let command = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+            command.trim_end().to_owned()
         };
-        let command = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-        holders.push(Holder { pid, command: command.trim_end().to_owned(), kind });
+        for inode in members.union(&open) {
+            let kind = match members.contains(inode) {
+                true => HolderKind::Member,
+                false => HolderKind::Descriptor,
+            };
+            holders.entry(*inode).or_default().push(Holder { pid, command: command(), kind });
+        }
     }
     holders
 }

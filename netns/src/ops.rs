@@ -228,9 +228,17 @@ fn sweep(
     owner: u32,
     known: &std::collections::BTreeSet<IfName>,
 ) -> Result<Vec<IfName>> {
-    let links = read::dump_links(socket, false)?.into_iter().map(|raw| raw.link);
+    let links: Vec<Link> =
+        read::dump_links(socket, false)?.into_iter().map(|raw| raw.link).collect();
+    // Devices that shape what a known link receives belong to it.
+    let shaping: std::collections::BTreeSet<IfName> = links
+        .iter()
+        .filter(|link| known.contains(&link.ifname))
+        .map(|link| crate::bandwidth::ifb_name(link.ifindex))
+        .collect();
+    let spared = |name: &IfName| known.contains(name) || shaping.contains(name);
     let orphans: Vec<Link> =
-        links.filter(|link| link.group == owner && !known.contains(&link.ifname)).collect();
+        links.into_iter().filter(|link| link.group == owner && !spared(&link.ifname)).collect();
     if orphans.is_empty() {
         return Ok(Vec::new());
     }

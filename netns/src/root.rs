@@ -21,12 +21,12 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::namespace::{At, holders_of, unpin};
-use crate::netlink::{Hopper, Lane, Lanes, OWN_NETNS};
-use crate::session::{Session, assign_nsid, nsid_of};
+use crate::namespace::{At, unpin};
+use crate::netlink::{Hopper, Lane, Lanes, OWN_NETNS, Socket};
+use crate::session::{Session, assign_nsid};
 use crate::{
-    Capabilities, DeleteOpts, Deleted, Error, HolderKind, Monitor, Netns, NetnsId, NetnsName,
-    PinState, Result, SysctlKey, sys,
+    Capabilities, DeleteOpts, Deleted, Error, Monitor, Netns, NetnsId, NetnsName, PinState, Result,
+    SysctlKey, sys,
 };
 
 /// Magic of the filesystem namespace files live on, `NSFS_MAGIC`.
@@ -122,7 +122,7 @@ pub struct NetnsRoot {
 
 pub(crate) struct Inner {
     dir: PathBuf,
-    lanes: Lanes,
+    pub(crate) lanes: Lanes,
     boot_id: String,
     pub(crate) options: RootOptions,
 }
@@ -172,14 +172,17 @@ impl NetnsRoot {
         let spec = spec.clone();
         self.pin(name, "create namespace", move |hopper, path| {
             hopper.create(|| {
+                let mut socket = Socket::open()?;
                 if spec.lo_up {
-                    crate::link::loopback_up()?;
+                    crate::link::loopback_up(&mut socket)?;
                 }
                 for (key, value) in &spec.sysctls {
                     key.write(value)?;
                 }
                 rustix::mount::mount_bind(OWN_NETNS, path)
-                    .map_err(|errno| Error::io("pin namespace at", path, errno))
+                    .map_err(|errno| Error::io("pin namespace at", path, errno))?;
+                // Asked from within, which spares a visit.
+                Ok(Some(socket.cookie()?))
             })?
         })
     }
@@ -195,7 +198,8 @@ impl NetnsRoot {
         self.pin(name, "adopt namespace", move |_, path| {
             let file = format!("/proc/thread-self/fd/{}", ns.as_raw_fd());
             rustix::mount::mount_bind(file, path)
-                .map_err(|errno| Error::io("pin namespace at", path, errno))
+                .map_err(|errno| Error::io("pin namespace at", path, errno))?;
+            Ok(None)
         })
     }
 
@@ -218,6 +222,33 @@ impl NetnsRoot {
     pub fn recorded(&self, name: &NetnsName, id: NetnsId) -> Netns {
         let at = At::Pin { name: name.clone(), id };
         Netns { inner: Arc::clone(&self.inner), at }
+    }
+
+    /// Whether a pin is still the namespace recorded, judged from outside by the inode of its file:
+    /// quick enough to look at thousands when a program starts. Operations look closer.
+    ///
+    /// # Errors
+    ///
+    /// Only when looking itself fails; a bad state is an answer.
+    pub fn peek(&self, name: &NetnsName, id: &NetnsId) -> Result<PinState> {
+        let path = self.inner.pin_path(name);
+        let stat = match rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(PinState::Missing),
+            Err(errno) => return Err(Error::io("stat", path, errno)),
+        };
+        if id.boot_id == self.inner.boot_id && stat.st_ino == id.inode {
+            let on_nsfs = rustix::fs::statfs(&path).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
+            if on_nsfs {
+                return Ok(PinState::Live(id.clone()));
+            }
+        }
+        self.inner.verify(name.clone(), Some(id.clone()))
+    }
+
+    /// The random id of the boot this program runs in.
+    pub fn boot_id(&self) -> &str {
+        &self.inner.boot_id
     }
 
     /// Every entry of the directory with a valid name, in order of name.
@@ -284,7 +315,7 @@ impl NetnsRoot {
         &self,
         name: &NetnsName,
         step: &'static str,
-        mount: impl FnOnce(&mut Hopper, &Path) -> Result<()> + Send + 'static,
+        mount: impl FnOnce(&mut Hopper, &Path) -> Result<Option<u64>> + Send + 'static,
     ) -> Result<Netns> {
         let (inner, name) = (Arc::clone(&self.inner), name.clone());
         let netns = self.inner.lanes.run(Lane::Change, step, move |hopper| {
@@ -298,7 +329,8 @@ impl NetnsRoot {
                 }
                 Err(errno) => return Err(Error::io("create", path, errno)),
             }
-            let made = mount(hopper, &path).and_then(|()| inner.finish_pin(&name, hopper));
+            let made =
+                mount(hopper, &path).and_then(|cookie| inner.finish_pin(&name, cookie, hopper));
             match made {
                 Ok(id) => Ok((inner, At::Pin { name, id })),
                 Err(error) => {
@@ -372,14 +404,38 @@ impl Inner {
         Ok(PinState::Live(NetnsId { boot_id: self.boot_id.clone(), cookie, inode: stat.st_ino }))
     }
 
-    /// Gives a fresh pin its id and its link for other tools.
-    fn finish_pin(&self, name: &NetnsName, hopper: &mut Hopper) -> Result<NetnsId> {
-        let PinState::Live(id) = self.look(name, hopper)? else {
+    /// What is at the name now, seen from outside: without its cookie.
+    pub(crate) fn glance(&self, name: &NetnsName) -> Result<PinState> {
+        let fd = match self.open_pin(name)? {
+            Ok(fd) => fd,
+            Err(state) => return Ok(state),
+        };
+        let stat = rustix::fs::fstat(&fd)
+            .map_err(|errno| Error::io("stat", self.pin_path(name), errno))?;
+        let boot_id = self.boot_id.clone();
+        Ok(PinState::Live(NetnsId { boot_id, cookie: 0, inode: stat.st_ino }))
+    }
+
+    /// Gives a fresh pin its id and its link for other tools. The cookie is asked for when the
+    /// maker does not know it.
+    fn finish_pin(
+        &self,
+        name: &NetnsName,
+        cookie: Option<u64>,
+        hopper: &mut Hopper,
+    ) -> Result<NetnsId> {
+        let Ok(fd) = self.open_pin(name)? else {
             return Err(Error::refused(format!("pin {name}"), "somebody unmounted it"));
         };
-        if let Ok(fd) = self.open_pin(name)? {
-            assign_nsid(&mut hopper.home_socket()?, fd.as_raw_fd())?;
-        }
+        let cookie = match cookie {
+            Some(cookie) => cookie,
+            None => hopper.socket_in(fd.as_fd())?.cookie()?,
+        };
+        let stat = rustix::fs::fstat(&fd)
+            .map_err(|errno| Error::io("stat", self.pin_path(name), errno))?;
+        let id = NetnsId { boot_id: self.boot_id.clone(), cookie, inode: stat.st_ino };
+        assign_nsid(&mut hopper.home_socket()?, fd.as_raw_fd())?;
+        drop(fd);
         if let Some(dir) = &self.options.expose_in {
             rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)).ok();
             let link = dir.join(name.as_str());
@@ -392,7 +448,7 @@ impl Inner {
         Ok(id)
     }
 
-    fn is_our_link(&self, name: &NetnsName, link: &Path) -> bool {
+    pub(crate) fn is_our_link(&self, name: &NetnsName, link: &Path) -> bool {
         std::fs::read_link(link).is_ok_and(|target| target == self.pin_path(name))
     }
 
@@ -417,88 +473,26 @@ impl Inner {
         let made = SystemTime::UNIX_EPOCH + Duration::from_secs(made);
         Some(SystemTime::now().duration_since(made).unwrap_or_default())
     }
-
-    /// Unpins all, then waits once; see [`Netns::delete`].
-    pub(crate) fn delete(
-        self: &Arc<Self>,
-        wanted: Vec<(NetnsName, Option<NetnsId>)>,
-        opts: DeleteOpts,
-    ) -> Vec<Result<Deleted>> {
-        let (inner, count) = (Arc::clone(self), wanted.len());
-        let job = self.lanes.run(Lane::Change, "delete namespaces", move |hopper| {
-            let mut deaths = match opts.wait.is_zero() {
-                true => None,
-                false => Some(crate::monitor::Deaths::watch()?),
-            };
-            let mut results: Vec<(Result<Deleted>, Option<i32>)> = Vec::with_capacity(count);
-            for (name, id) in &wanted {
-                results.push(match inner.delete_one(name, id.as_ref(), &opts, hopper) {
-                    Ok((deleted, nsid)) => (Ok(deleted), nsid),
-                    Err(error) => (Err(error), None),
-                });
-            }
-            if let Some(deaths) = &mut deaths {
-                let nsids = results.iter().filter_map(|(_, nsid)| *nsid).collect();
-                let gone = deaths.wait(nsids, opts.wait)?;
-                for (result, nsid) in &mut results {
-                    if let (Ok(deleted), Some(nsid)) = (result, nsid) {
-                        deleted.gone = gone.contains(nsid);
-                    }
-                }
-            }
-            Ok(results.into_iter().map(|(result, _)| result).collect())
-        });
-        match job {
-            Ok(results) => results,
-            Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
-        }
-    }
-
-    /// Removes one pin; answers with the id whose end to wait for.
-    fn delete_one(
-        &self,
-        name: &NetnsName,
-        expected: Option<&NetnsId>,
-        opts: &DeleteOpts,
-        hopper: &mut Hopper,
-    ) -> Result<(Deleted, Option<i32>)> {
-        let mut deleted = Deleted { gone: false, holders: Vec::new() };
-        let mut nsid = None;
-        match self.look(name, hopper)? {
-            PinState::Live(found) => {
-                if expected.is_some_and(|expected| !same(&found, expected)) {
-                    let state = PinState::Replaced;
-                    return Err(Error::Stale { netns: name.to_string(), state });
-                }
-                if !opts.force || !opts.wait.is_zero() {
-                    deleted.holders = holders_of(found.inode);
-                }
-                let members = deleted.holders.iter().filter(|h| h.kind == HolderKind::Member);
-                let pids: Vec<i32> = members.map(|holder| holder.pid).collect();
-                if !opts.force && !pids.is_empty() {
-                    return Err(Error::InUse { netns: name.to_string(), pids });
-                }
-                if let (Ok(fd), false) = (self.open_pin(name)?, opts.wait.is_zero()) {
-                    let home = &mut hopper.home_socket()?;
-                    assign_nsid(home, fd.as_raw_fd())?;
-                    nsid = nsid_of(home, fd.as_raw_fd())?;
-                }
-            }
-            PinState::Missing => return Err(Error::not_found(format!("namespace {name}"))),
-            _ => {}
-        }
-        unpin(&self.pin_path(name))?;
-        if let Some(dir) = &self.options.expose_in {
-            let link = dir.join(name.as_str());
-            if self.is_our_link(name, &link) {
-                rustix::fs::unlink(&link).map_err(|errno| Error::io("unlink", link, errno))?;
-            }
-        }
-        Ok((deleted, nsid))
-    }
 }
 
-fn same(found: &NetnsId, expected: &NetnsId) -> bool {
+/// What the file at `path` is, for a path that somebody is about to join. The identity is that of
+/// the file alone: its cookie is 0.
+///
+/// # Errors
+///
+/// [`Error::NotFound`] when nothing is there, [`Error::Permission`].
+pub fn inspect(path: &Path) -> Result<PinState> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| Error::io("open", path, errno))?;
+    if let Err(state) = check_type(&fd) {
+        return Ok(state);
+    }
+    let stat = rustix::fs::fstat(&fd).map_err(|errno| Error::io("stat", path, errno))?;
+    Ok(PinState::Live(NetnsId { boot_id: String::new(), cookie: 0, inode: stat.st_ino }))
+}
+
+pub(crate) fn same(found: &NetnsId, expected: &NetnsId) -> bool {
     found.cookie == expected.cookie && found.boot_id == expected.boot_id
 }
 

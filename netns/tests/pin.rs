@@ -137,7 +137,7 @@ fn adopted_namespace_is_the_one_given() {
         let pid = child.id() as i32;
         let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let theirs = format!("/proc/{pid}/ns/net");
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while std::fs::read_link(&theirs).unwrap() == own {
             assert!(std::time::Instant::now() < deadline);
             std::thread::yield_now();
@@ -164,7 +164,7 @@ fn forced_deletion_names_who_keeps_the_namespace() {
         let arg = format!("--net={}", a.path().display());
         let mut child =
             std::process::Command::new("nsenter").args([&arg, "sleep", "60"]).spawn().unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while a.holders().unwrap().iter().all(|h| h.kind != HolderKind::Member) {
             assert!(std::time::Instant::now() < deadline);
             std::thread::yield_now();
@@ -234,6 +234,29 @@ fn replaced_namespace_is_noticed_and_left_alone() {
         other_boot.boot_id = "00000000-0000-0000-0000-000000000000".into();
         let recorded = host.root.recorded(&ns("a"), other_boot);
         assert_eq!(recorded.verify().unwrap(), PinState::Replaced);
+    });
+}
+
+#[test]
+fn pins_and_paths_are_judged_from_outside() {
+    scratch(|host| {
+        let a = host.root.create(&ns("a"), &NetnsSpec::default()).unwrap();
+        let id = a.id().unwrap().clone();
+        assert_eq!(host.root.peek(&ns("a"), &id).unwrap(), PinState::Live(id.clone()));
+        assert_eq!(host.root.peek(&ns("b"), &id).unwrap(), PinState::Missing);
+        let b = host.root.create(&ns("b"), &NetnsSpec::default()).unwrap();
+        assert_eq!(host.root.peek(&ns("b"), &id).unwrap(), PinState::Replaced);
+        std::fs::write(host.root.dir().join("file"), "").unwrap();
+        assert_eq!(host.root.peek(&ns("file"), &id).unwrap(), PinState::NotMounted);
+
+        let inspect = |path: &std::path::Path| crated_netns::inspect(path);
+        let PinState::Live(found) = inspect(&b.path()).unwrap() else { panic!("it is live") };
+        assert_eq!(found.inode, b.id().unwrap().inode);
+        let uts = std::path::Path::new("/proc/self/ns/uts");
+        assert_eq!(inspect(uts).unwrap(), PinState::WrongType);
+        assert_eq!(inspect(&host.root.dir().join("file")).unwrap(), PinState::NotMounted);
+        let missing = inspect(&host.root.dir().join("none")).unwrap_err();
+        assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
     });
 }
 

@@ -354,9 +354,15 @@ fn apply(
     if let Some(wanted) = &change.addrs {
         addrs(&mut batch, socket, index, wanted, fresh)?;
     }
+    if let (Some(wanted), true) = (&change.routes, fresh) {
+        // In one go with the addresses they need: a refusal takes the whole link back.
+        routes(&mut batch, socket, &own_name, index, wanted, fresh)?;
+    }
     batch.run(socket)?;
-    if let Some(wanted) = &change.routes {
-        routes(socket, &own_name, index, wanted, fresh)?;
+    if let (Some(wanted), false) = (&change.routes, fresh) {
+        let mut batch = Batch { name: &own_name, requests: Vec::new() };
+        routes(&mut batch, socket, &own_name, index, wanted, fresh)?;
+        batch.run(socket)?;
     }
     if let Some(wanted) = &change.bandwidth {
         limits(session, at, &own_name, index, wanted, fresh)?;
@@ -417,6 +423,7 @@ fn addrs(
 
 /// Brings the routes of our protocol through a link to `wanted`.
 fn routes(
+    batch: &mut Batch<'_>,
     socket: &mut Socket,
     name: &IfName,
     index: u32,
@@ -430,7 +437,6 @@ fn routes(
             false => route.clone(),
         })
         .collect();
-    let mut batch = Batch { name, requests: Vec::new() };
     if !fresh {
         let names = std::collections::HashMap::from([(index, name.clone())]);
         for route in read::routes(socket, &names)? {
@@ -450,7 +456,7 @@ fn routes(
         let flags = if fresh { CREATE } else { REPLACE };
         batch.push(message, flags, Subject::Route, "add", format!("route {}", route.dst));
     }
-    batch.run(socket)
+    Ok(())
 }
 
 /// Brings the limits of rate to `wanted`.

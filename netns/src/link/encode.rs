@@ -25,13 +25,15 @@ pub(crate) fn by_index(ifindex: u32) -> LinkMessage {
 }
 
 /// Asks for the link with this name, which may be an alternative one.
-pub(crate) fn lookup(name: &str) -> RouteNetlinkMessage {
+pub(crate) fn lookup(name: &str, counters: bool) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(match name.len() > crate::names::IF_NAME_LEN_MAX {
         true => LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())]),
         false => LinkAttribute::IfName(name.to_owned()),
     });
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::Vf]));
+    if !counters {
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    }
     RouteNetlinkMessage::GetLink(message)
 }
 

@@ -24,9 +24,9 @@ use crate::netlink::{Request, Socket};
 /// Index of the loopback device in every namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Brings the loopback device of the calling thread's namespace up.
-pub(crate) fn loopback_up() -> Result<()> {
-    Socket::open()?.change(Request {
+/// Brings the loopback device of the socket's namespace up.
+pub(crate) fn loopback_up(socket: &mut Socket) -> Result<()> {
+    socket.change(Request {
         message: encode::up(LOOPBACK_INDEX, true),
         flags: 0,
         step: Step::new(Subject::Link, "bring up", "link lo"),

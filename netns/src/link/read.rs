@@ -19,10 +19,10 @@ fn step(subject: Subject, object: impl Into<String>) -> Step {
     Step::new(subject, "read", object)
 }
 
-/// The message about one link, found by name.
+/// The message about one link, found by name, without its counters.
 pub(crate) fn raw(socket: &mut Socket, name: &IfName) -> Result<RawLink> {
     let step = step(Subject::Link, format!("link {name}"));
-    one(socket, lookup(name.as_str()), &step)
+    one(socket, lookup(name.as_str(), false), &step)
 }
 
 fn one(socket: &mut Socket, message: RouteNetlinkMessage, step: &Step) -> Result<RawLink> {
@@ -40,7 +40,8 @@ pub(crate) fn index(socket: &mut Socket, name: &IfName) -> Result<u32> {
 
 /// One link with everything that belongs to it.
 pub(crate) fn full(socket: &mut Socket, name: &IfName) -> Result<Link> {
-    let RawLink { mut link, master } = raw(socket, name)?;
+    let asked = step(Subject::Link, format!("link {name}"));
+    let RawLink { mut link, master } = one(socket, lookup(name.as_str(), true), &asked)?;
     if let Some(index) = master {
         let step = step(Subject::Link, format!("master of {name}"));
         let message = RouteNetlinkMessage::GetLink(by_index(index));
