@@ -17,7 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::task;
 use tracing::Span;
 
-/// Blocking threads the runtime must offer: both lanes, and some for whoever waits on a proxy.
+/// Blocking threads the runtime must offer: both lanes, and some for whoever waits on a proxy or
+/// looks at the daemon.
 pub const THREADS_MAX: usize = QUICK_MAX + BULK_MAX + 64;
 
 /// Calls at a time in the quick lane: a collection of garbage may hold up every writer at once,
@@ -74,6 +75,22 @@ impl Blocking {
         F: FnOnce() -> T + Send + 'static,
     {
         run(&self.bulk, work).await
+    }
+}
+
+impl Blocking {
+    /// Runs short work that looks at the daemon, and so must not wait behind what it looks at: in
+    /// no lane, on a thread kept free for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Panicked`].
+    pub async fn apart<T, F>(&self, work: F) -> Result<T, Panicked>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        task::spawn_blocking(work).await.map_err(|_| Panicked)
     }
 }
 

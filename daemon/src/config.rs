@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 pub use self::duration::Span;
 pub use self::plugins::{
-    Diff, Gc, Metadata, Native, Overlayfs, Plugins, Runtime, SharingPolicy, Transfer, UnpackConfig,
+    Diff, Gc, ImageVerifier, Metadata, Native, Overlayfs, Plugins, Runtime, SharingPolicy,
+    Transfer, UnpackConfig,
 };
 
 /// Where the file is looked for when none is named.
@@ -73,9 +73,8 @@ pub struct Config {
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// What only crated has.
     pub crated: Crated,
-    /// Programs that turn one media type into another. Accepted and skipped.
-    #[serde(skip_serializing)]
-    stream_processors: Option<IgnoredAnyTable>,
+    /// Programs that turn layers of one media type into another, by name.
+    pub stream_processors: BTreeMap<String, StreamProcessor>,
     /// Directory of Go plugins, in files of version 2. Accepted and skipped.
     #[serde(skip_serializing)]
     plugin_dir: Option<String>,
@@ -155,9 +154,9 @@ pub struct DebugServer {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
-    /// TCP address. crated has no such server yet: the key is accepted and reported.
+    /// Where metrics are scraped: `host:port`, or the path of a unix socket; nowhere when empty.
     pub address: String,
-    /// Histograms of calls.
+    /// Keep the duration of calls by method, and not only by service.
     pub grpc_histogram: bool,
 }
 
@@ -186,6 +185,22 @@ pub struct ProxyPlugin {
     pub capabilities: Vec<String>,
 }
 
+/// A program that turns layers of one media type into another.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamProcessor {
+    /// Media types it takes.
+    pub accepts: Vec<String>,
+    /// The media type it gives.
+    pub returns: String,
+    /// The program: a path, or a name in the search path.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Variables added to its environment, as `NAME=value`.
+    pub env: Vec<String>,
+}
+
 /// What only crated has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -195,6 +210,12 @@ pub struct Crated {
     pub runc_v2_shim: String,
     /// From the request to stop until open calls are cut off.
     pub drain_timeout: Span,
+    /// Age from which a pinned network namespace without record is removed.
+    pub netns_orphan_grace: Span,
+    /// Directory, usually `/run/netns`, where other tools find the pinned network namespaces; none
+    /// when empty.
+    #[serde(skip_serializing_if = "path_is_empty")]
+    pub netns_expose_in: PathBuf,
 }
 
 impl Config {
@@ -252,9 +273,7 @@ impl Config {
             }
         };
         note(!self.debug.address.is_empty(), "debug.address");
-        note(!self.metrics.address.is_empty(), "metrics.address");
         note(!self.cgroup.path.is_empty(), "cgroup.path");
-        note(self.stream_processors.is_some(), "stream_processors");
         note(self.plugin_dir.is_some(), "plugin_dir");
         note(self.plugins.metadata.no_sync, "plugins.\"io.containerd.metadata.v1.bolt\".no_sync");
         ignored
@@ -326,6 +345,31 @@ impl Config {
         if !(0.0..=0.5).contains(&self.plugins.gc.pause_threshold) {
             return refuse("gc pause_threshold is not within 0 to 0.5".to_owned());
         }
+        for (name, proxy) in &self.proxy_plugins {
+            let key = format!("proxy_plugins.{name}");
+            let Some(kind) = crate::proxy::kind(&proxy.kind) else {
+                return refuse(format!("{key}.type: {:?} is no kind of proxy", proxy.kind));
+            };
+            if !crate::proxy::socket_path(&proxy.address).is_absolute() {
+                let address = proxy.address.display();
+                return refuse(format!("{key}.address: {address:?} is not an absolute path"));
+            }
+            if crate::plugins::is_own(kind, name) {
+                return refuse(format!("{key}: crated has a {kind}.{name} of its own"));
+            }
+        }
+        for (name, program) in &self.stream_processors {
+            if program.path.as_os_str().is_empty() || program.returns.is_empty() {
+                return refuse(format!("stream_processors.{name}: path and returns must be set"));
+            }
+        }
+        let metrics = self.metrics.address.as_str();
+        let path = metrics.strip_prefix("unix://").unwrap_or(metrics);
+        if !metrics.is_empty() && !path.starts_with('/') && !metrics.contains(':') {
+            return refuse(format!(
+                "metrics.address: {metrics:?} is neither host:port nor the absolute path of a socket"
+            ));
+        }
         let shim = &self.crated.runc_v2_shim;
         if shim != "crated" && !Path::new(shim).is_absolute() {
             return refuse(format!("crated.runc_v2_shim: {shim:?} is not an absolute path"));
@@ -354,7 +398,7 @@ impl Default for Config {
             plugins: Plugins::default(),
             proxy_plugins: BTreeMap::new(),
             crated: Crated::default(),
-            stream_processors: None,
+            stream_processors: BTreeMap::new(),
             plugin_dir: None,
         }
     }
@@ -379,18 +423,17 @@ impl Default for Grpc {
 
 impl Default for Crated {
     fn default() -> Self {
-        Self { runc_v2_shim: "crated".to_owned(), drain_timeout: Span(Duration::from_secs(10)) }
+        Self {
+            runc_v2_shim: "crated".to_owned(),
+            drain_timeout: Span(Duration::from_secs(10)),
+            netns_orphan_grace: Span(Duration::from_secs(60)),
+            netns_expose_in: PathBuf::new(),
+        }
     }
 }
 
-/// A table whose content does not matter.
-#[derive(Clone, Debug, PartialEq)]
-struct IgnoredAnyTable;
-
-impl<'de> Deserialize<'de> for IgnoredAnyTable {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        IgnoredAny::deserialize(deserializer).map(|_| Self)
-    }
+fn path_is_empty(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 fn names(name: &str, kind: &str, id: &str) -> bool {

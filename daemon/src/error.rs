@@ -29,6 +29,9 @@ pub enum Error {
     /// The socket address cannot be served; `reason` says why.
     #[error("socket {}: bind: {reason}", path.display())]
     SocketAddress { path: PathBuf, reason: String },
+    /// A directory of the daemon's is not fit to be used; `reason` says what to change.
+    #[error("directory {}: check: {reason}", path.display())]
+    Directory { path: PathBuf, reason: String },
     /// A part that the configuration requires is out of use.
     #[error("plugin {id}: load: {reason}")]
     Plugin { id: String, reason: String },

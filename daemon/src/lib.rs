@@ -21,13 +21,21 @@ compile_error!("crated runs containers of Linux, on Linux");
 
 pub mod blocking;
 pub mod config;
+mod directory;
+pub mod dump;
 pub mod error;
 pub mod events;
 pub mod filters;
+pub mod fsck;
 pub mod lock;
 pub mod metadata;
+pub mod metrics;
+pub mod mounts;
+pub mod network;
 pub mod pipeline;
 pub mod plugins;
+pub mod programs;
+pub mod proxy;
 pub mod publish;
 pub mod recover;
 pub mod services;
@@ -40,6 +48,8 @@ use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::metrics::calls::CallLayer;
+use crate::metrics::server::Exporter;
 use crate::services::socket::{self, Socket};
 use crate::services::{server, ttrpc};
 use crate::wiring::Daemon;
@@ -50,6 +60,7 @@ pub struct Running {
     serving: watch::Sender<bool>,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     ttrpc: JoinHandle<crated_exec::Result<()>>,
+    metrics: Option<(JoinHandle<()>, String)>,
     // Taken away from their addresses when the daemon has stopped.
     grpc_socket: Socket,
     ttrpc_socket: Socket,
@@ -75,22 +86,36 @@ pub async fn start(config: Config) -> Result<Running> {
         socket::listen(&config.ttrpc_address(), config.ttrpc.uid, config.ttrpc.gid)?;
     let (listener, grpc_socket) =
         socket::listen(&config.grpc.address, config.grpc.uid, config.grpc.gid)?;
+    let exporter = match config.metrics.address.as_str() {
+        "" => None,
+        address => Some(Exporter::listen(address, config.grpc.uid, config.grpc.gid).await?),
+    };
 
     let (serving, health) = watch::channel(true);
     let routes = server::routes(&daemon, health);
     let stop = stopped(&daemon);
-    let grpc = tokio::spawn(server::serve(routes, listener, stop));
+    let grpc =
+        tokio::spawn(server::serve(routes, listener, CallLayer(daemon.metrics.clone()), stop));
     let stop = stopped(&daemon);
     let events = ttrpc::server(Arc::clone(&daemon));
     let ttrpc = tokio::spawn(async move { events.serve(ttrpc_listener, stop).await });
+    let metrics = exporter.map(|exporter| {
+        let (address, stop) = (exporter.address(), stopped(&daemon));
+        (tokio::spawn(exporter.serve(Arc::clone(&daemon), stop)), address)
+    });
     tracing::info!(address = %grpc_socket.path().display(), "serving");
-    Ok(Running { daemon, serving, grpc, ttrpc, grpc_socket, ttrpc_socket })
+    Ok(Running { daemon, serving, grpc, ttrpc, metrics, grpc_socket, ttrpc_socket })
 }
 
 impl Running {
     /// What is served.
     pub fn daemon(&self) -> &Arc<Daemon> {
         &self.daemon
+    }
+
+    /// Where metrics are served, when they are.
+    pub fn metrics_address(&self) -> Option<&str> {
+        self.metrics.as_ref().map(|(_, address)| address.as_str())
     }
 
     /// Resolves when serving ends though nobody asked for it.
@@ -114,7 +139,8 @@ impl Running {
     ///
     /// [`Error::Serve`] when a server failed on its way out.
     pub async fn stop(self) -> Result<()> {
-        let Self { daemon, serving, mut grpc, mut ttrpc, grpc_socket, ttrpc_socket } = self;
+        let Self { daemon, serving, mut grpc, mut ttrpc, metrics, grpc_socket, ttrpc_socket } =
+            self;
         serving.send_replace(false);
         daemon.stop();
         let deadline = daemon.config.crated.drain_timeout.0;
@@ -128,6 +154,9 @@ impl Running {
             ttrpc.abort();
             ended(&mut grpc).await;
             ended(&mut ttrpc).await;
+        }
+        if let Some((mut exporter, _)) = metrics {
+            ended(&mut exporter).await;
         }
         drop((grpc_socket, ttrpc_socket));
         Ok(())

@@ -93,12 +93,22 @@ pub fn fixed() -> Vec<Plugin> {
             .requires(&[SHIM, METADATA, EVENT])
             .on_host()
             .export("log-uri-schemes", "binary,file"),
+        Plugin::new("io.containerd.image-verifier.v1", "bindir"),
+        Plugin::new("io.containerd.warning.v1", "deprecations"),
+        Plugin::new(MOUNT_MANAGER, "bolt"),
+        Plugin::new("io.containerd.mount-handler.v1", "loop"),
+        Plugin::new("io.containerd.mount-handler.v1", "erofs"),
+        Plugin::new(SANDBOX_STORE, "local").requires(&[METADATA]),
+        Plugin::new(SANDBOX_CONTROLLER, "shim").requires(&[SHIM, EVENT, SANDBOX_STORE]).on_host(),
         Plugin::new(STREAMING, "manager"),
         Plugin::new(TRANSFER, "local").requires(&[METADATA, DIFFER, STREAMING]).on_host(),
         Plugin::skipped(DIFFER, "erofs"),
     ];
-    for id in ["devmapper", "erofs", "blockfile"] {
+    for id in ["devmapper", "blockfile"] {
         plugins.push(Plugin::skipped(SNAPSHOTTER, id));
+    }
+    for (kind, id) in ABSENT {
+        plugins.push(Plugin::skipped(kind, *id));
     }
     for id in SERVICES {
         plugins.push(Plugin::new(SERVICE, format!("{id}-service")).requires(&[METADATA]));
@@ -111,6 +121,16 @@ pub fn fixed() -> Vec<Plugin> {
     }
     plugins
 }
+
+/// Whether crated has a part of this type and name itself.
+pub fn is_own(kind: &str, id: &str) -> bool {
+    let snapshotter = kind == SNAPSHOTTER && OWN_SNAPSHOTTERS.contains(&id);
+    snapshotter
+        || fixed().iter().any(|own| own.kind == kind && own.id == id && own.failure.is_none())
+}
+
+/// The snapshotters of this build; which of them work depends on the host.
+pub const OWN_SNAPSHOTTERS: &[&str] = &["overlayfs", "native", "erofs", "btrfs", "aufs"];
 
 /// Type of content stores.
 pub const CONTENT: &str = "io.containerd.content.v1";
@@ -134,12 +154,32 @@ pub const LEASE: &str = "io.containerd.lease.v1";
 pub const STREAMING: &str = "io.containerd.streaming.v1";
 /// Type of image movers.
 pub const TRANSFER: &str = "io.containerd.transfer.v1";
+/// Type of mount managers.
+pub const MOUNT_MANAGER: &str = "io.containerd.mount-manager.v1";
+/// Type of sandbox records.
+pub const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
+/// Type of what runs sandboxes.
+pub const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
 /// Type of services as the daemon's own parts use them.
 pub const SERVICE: &str = "io.containerd.service.v1";
 /// Type of services as clients use them.
 pub const GRPC: &str = "io.containerd.grpc.v1";
 /// Type of servers.
 pub const SERVER: &str = "io.containerd.server.v1";
+
+/// Parts of containerd that clients ask for by name and crated does not have. They are listed as
+/// skipped: a client that finds nothing takes the daemon for one of another age.
+const ABSENT: &[(&str, &str)] = &[
+    ("io.containerd.monitor.container.v1", "restart"),
+    ("io.containerd.monitor.task.v1", "cgroups"),
+    ("io.containerd.internal.v1", "opt"),
+    ("io.containerd.internal.v1", "restart"),
+    ("io.containerd.nri.v1", "nri"),
+    ("io.containerd.tracing.processor.v1", "otlp"),
+    ("io.containerd.ttrpc.v1", "otelttrpc"),
+    (SERVER, "grpc-tcp"),
+    (SERVER, "debug"),
+];
 
 const SERVICES: &[&str] = &[
     "containers",
@@ -161,7 +201,11 @@ const GRPC_SERVICES: &[&str] = &[
     "images",
     "introspection",
     "leases",
+    "mounts",
     "namespaces",
+    "network",
+    "sandbox-controllers",
+    "sandboxes",
     "snapshots",
     "streaming",
     "tasks",

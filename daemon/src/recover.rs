@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use crated_exec::shim::ShimSandbox;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::metadata::{Namespace, Scope};
+use crate::services::sandbox;
 use crate::wiring::Daemon;
 
 /// The search for the tasks of an earlier daemon, under way or done. Clones wait for the same.
@@ -41,7 +44,10 @@ async fn recover(daemon: &Arc<Daemon>) {
         let container = daemon.db.containers().container(&Scope::new(namespace), id).ok()?;
         Some(container.runtime.name)
     };
-    let found = daemon.shims.recover(&runtime_of).await;
+    let (found, sandboxes) =
+        tokio::join!(daemon.shims.recover(&runtime_of), daemon.sandboxes.recover());
+    // Side by side: one mute shim must not hold up the rest.
+    join_all(sandboxes.into_iter().map(|sandbox| watch_again(daemon, sandbox))).await;
     for (namespace, task) in &found.lost {
         tracing::warn!(namespace, task, "its shim had ended; what was left of it is removed");
     }
@@ -50,5 +56,16 @@ async fn recover(daemon: &Arc<Daemon>) {
     }
     if !found.alive.is_empty() {
         tracing::info!(count = found.alive.len(), "tasks go on");
+    }
+}
+
+/// Waits for the end of a sandbox like the daemon before. An end that came in between is told now,
+/// and once more by each daemon after, until the sandbox is shut down: better twice than never.
+async fn watch_again(daemon: &Arc<Daemon>, found: Arc<ShimSandbox>) {
+    let Ok(status) = found.status(false).await else { return };
+    let ended = crated_exec::proto::system_time(status.exited_at.as_ref()).is_some();
+    // For one that was not started yet its start will.
+    if status.pid != 0 || ended {
+        sandbox::watch(daemon, found);
     }
 }

@@ -128,6 +128,7 @@ fn values_that_cannot_work_are_refused() {
         ("[grpc]\ntcp_address = \"0.0.0.0:1\"", "tcp_address"),
         ("[timeouts]\n\"a\" = \"soon\"", "soon"),
         ("[crated]\nrunc_v2_shim = \"shim\"", "runc_v2_shim"),
+        ("[metrics]\naddress = \"nowhere\"", "metrics.address"),
         ("version = \"two\"", "invalid type"),
         ("[grpc", ":1"),
     ] {
@@ -205,4 +206,34 @@ fn failing_to_start_is_one_clear_line() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
     assert!(text.contains("none.toml:2: unknown field"), "{text}");
+}
+
+#[test]
+fn a_configuration_is_checked_without_starting() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = crated(&["config", "check", "--config", file.to_str().unwrap()]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(check("version = 4\nroot = \"/r\"\n"), (Some(0), String::new()));
+    let (code, text) = check("[debug]\naddress = \"/run/debug.sock\"\n");
+    assert_eq!((code, text.as_str()), (Some(0), "crated: ignored: debug.address\n"));
+    let (code, text) = check("root = \"/r\"\n\nbogus = 1\n");
+    assert_eq!(code, Some(1));
+    assert!(text.contains("c.toml:3: unknown field"), "{text}");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let output = crated(&["config", "check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "a directory is no file");
+}
+
+#[test]
+fn a_file_that_is_far_too_large_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    std::fs::File::create(&file).unwrap().set_len(100 << 20).unwrap();
+    let error = chain(&Config::load(&file).unwrap_err());
+    assert!(error.contains("larger than"), "{error}");
 }

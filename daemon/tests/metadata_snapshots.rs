@@ -348,3 +348,27 @@ fn keys_as_long_as_the_limit_work() {
     world.active(&scope("default"), &long, None);
     assert!(world.has_snapshot(&scope("default"), &long));
 }
+
+#[test]
+fn what_a_power_cut_took_below_goes_from_the_records() {
+    let (world, layers) = world();
+    let (one, two) = (scope("one"), scope("two"));
+    world.layer(&one, "sha256:1", None, &[]);
+    world.layer(&one, "sha256:2", Some("sha256:1"), &[]);
+    world.active(&one, "container", Some("sha256:2"));
+    world.layer(&two, "sha256:1", None, &[]);
+    assert_eq!(world.snapshots.drop_lost().unwrap(), 0);
+
+    for name in layers.names() {
+        if name.starts_with("one/") && !name.ends_with("sha256:1") {
+            layers.lose_power(&name);
+        }
+    }
+    assert_eq!(world.snapshots.drop_lost().unwrap(), 2);
+    assert_eq!(walked(&world.snapshotter(&one), ""), ["sha256:1"]);
+    assert!(world.has_snapshot(&two, "sha256:1"));
+    assert_eq!(layers.lost().unwrap(), [""; 0], "acknowledged");
+    // The way is free to unpack the layer again.
+    world.layer(&one, "sha256:2", Some("sha256:1"), &[]);
+    world.active(&one, "container", Some("sha256:2"));
+}

@@ -59,6 +59,11 @@ pub mod health {
     pub use crate::generated::grpc::health::v1::*;
 }
 
+/// Network namespaces and interfaces, a service of crated's own (`crated.services.network.v1`).
+pub mod network {
+    pub use crate::generated::crated::services::network::v1::*;
+}
+
 /// The error shape that travels inside other messages (`google.rpc`).
 pub mod rpc {
     pub use crate::generated::google::rpc::*;

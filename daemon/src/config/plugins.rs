@@ -21,6 +21,9 @@ pub struct Plugins {
     /// The copying snapshotter.
     #[serde(rename = "io.containerd.snapshotter.v1.native")]
     pub native: Native,
+    /// The snapshotter of images.
+    #[serde(rename = "io.containerd.snapshotter.v1.erofs")]
+    pub erofs: Erofs,
     /// The metadata store.
     #[serde(rename = "io.containerd.metadata.v1.bolt")]
     pub metadata: Metadata,
@@ -33,6 +36,9 @@ pub struct Plugins {
     /// Moving images.
     #[serde(rename = "io.containerd.transfer.v1.local")]
     pub transfer: Transfer,
+    /// Deciding which images may be pulled.
+    #[serde(rename = "io.containerd.image-verifier.v1.bindir")]
+    pub image_verifier: ImageVerifier,
     /// Starting shims.
     #[serde(rename = "io.containerd.runtime.v2.task")]
     pub runtime: Runtime,
@@ -77,6 +83,21 @@ pub struct Native {
     /// Directory, below the daemon's root when absent.
     #[serde(skip_serializing_if = "path_is_empty")]
     pub root_path: PathBuf,
+}
+
+/// The snapshotter of images.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Erofs {
+    /// Directory, below the daemon's root when absent.
+    #[serde(skip_serializing_if = "path_is_empty")]
+    pub root_path: PathBuf,
+    /// Options added to every overlay mount.
+    pub ovl_mount_options: Vec<String>,
+    /// Protect images with fs-verity. Accepted and not honoured.
+    pub enable_fsverity: bool,
+    /// Make images immutable. Accepted and not honoured: their directory is the daemon's alone.
+    pub set_immutable: bool,
 }
 
 /// The metadata store.
@@ -203,6 +224,28 @@ pub struct UnpackConfig {
     pub optional: bool,
 }
 
+/// Deciding which images may be pulled.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageVerifier {
+    /// Directory of programs that must all accept an image.
+    pub bin_dir: PathBuf,
+    /// Programs asked about one image; a negative number for all there are.
+    pub max_verifiers: i64,
+    /// How long one program may take.
+    pub per_verifier_timeout: Span,
+}
+
+impl Default for ImageVerifier {
+    fn default() -> Self {
+        Self {
+            bin_dir: "/opt/containerd/image-verifier/bin".into(),
+            max_verifiers: 10,
+            per_verifier_timeout: Span(std::time::Duration::from_secs(10)),
+        }
+    }
+}
+
 /// Starting shims.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,10 +277,14 @@ impl<'de> Visitor<'de> for Tables {
             match id.as_str() {
                 "io.containerd.snapshotter.v1.overlayfs" => plugins.overlayfs = map.next_value()?,
                 "io.containerd.snapshotter.v1.native" => plugins.native = map.next_value()?,
+                "io.containerd.snapshotter.v1.erofs" => plugins.erofs = map.next_value()?,
                 "io.containerd.metadata.v1.bolt" => plugins.metadata = map.next_value()?,
                 "io.containerd.gc.v1.scheduler" => plugins.gc = map.next_value()?,
                 "io.containerd.service.v1.diff-service" => plugins.diff = map.next_value()?,
                 "io.containerd.transfer.v1.local" => plugins.transfer = map.next_value()?,
+                "io.containerd.image-verifier.v1.bindir" => {
+                    plugins.image_verifier = map.next_value()?;
+                }
                 "io.containerd.runtime.v2.task" => plugins.runtime = map.next_value()?,
                 "io.containerd.server.v1.grpc" => plugins.grpc = Some(map.next_value()?),
                 "io.containerd.server.v1.ttrpc" => plugins.ttrpc = Some(map.next_value()?),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{Adaptor, label, text};
-use crate::metadata::{Container, Image, Lease};
+use crate::metadata::{Container, Image, Lease, Sandbox};
 
 impl Adaptor for Image {
     fn field<'a>(&'a self, path: &[String]) -> Option<Cow<'a, str>> {
@@ -36,6 +36,17 @@ impl Adaptor for Container {
 }
 
 impl Adaptor for Lease {
+    fn field<'a>(&'a self, path: &[String]) -> Option<Cow<'a, str>> {
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "id" => text(&self.id),
+            "labels" => label(&self.labels, rest),
+            _ => None,
+        }
+    }
+}
+
+impl Adaptor for Sandbox {
     fn field<'a>(&'a self, path: &[String]) -> Option<Cow<'a, str>> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {

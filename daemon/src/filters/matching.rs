@@ -37,6 +37,10 @@ impl Matcher {
         Self(Demand::Pattern(compiled.ok().map(Arc::new)))
     }
 
+    pub(super) fn is_pattern(&self) -> bool {
+        matches!(self.0, Demand::Pattern(_))
+    }
+
     /// Whether a field of this value satisfies the demand.
     pub(super) fn holds(&self, value: Option<Cow<'_, str>>) -> bool {
         match &self.0 {

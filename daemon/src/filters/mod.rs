@@ -71,13 +71,21 @@ impl Filters {
     ///
     /// # Errors
     ///
-    /// [`Error`], for the first that is malformed. A regular expression that does not compile is
+    /// [`Error`], for the first that is malformed, or that is more than [`SELECTORS_MAX`] selectors
+    /// or [`PATTERNS_MAX`] patterns of one request. A regular expression that does not compile is
     /// not an error: it matches nothing, as clients expect.
     pub fn parse<S: AsRef<str>>(filters: &[S]) -> Result<Self, Error> {
-        let any = filters
-            .iter()
-            .map(|filter| parser::parse(filter.as_ref()))
-            .collect::<Result<_, _>>()?;
+        let (mut any, mut selectors, mut patterns) = (Vec::new(), 0, 0);
+        for filter in filters {
+            let filter = filter.as_ref();
+            let parsed = parser::parse(filter)?;
+            selectors += parsed.all.len().max(1);
+            patterns += parsed.all.iter().filter(|all| all.matcher.is_pattern()).count();
+            if selectors > SELECTORS_MAX || patterns > PATTERNS_MAX {
+                return Err(parser::error(filter, 0, "more selectors than a request may have"));
+            }
+            any.push(parsed);
+        }
         Ok(Self { any })
     }
 
@@ -86,6 +94,12 @@ impl Filters {
         self.any.is_empty() || self.any.iter().any(|filter| filter.matches(object))
     }
 }
+
+/// Selectors in all filters of one request: scripts join a few thousand ids.
+pub const SELECTORS_MAX: usize = 65_536;
+
+/// Regular expressions in all filters of one request: each may take a megabyte when compiled.
+pub const PATTERNS_MAX: usize = 64;
 
 /// One filter: selectors that must all hold.
 #[derive(Clone, Debug)]

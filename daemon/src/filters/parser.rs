@@ -85,7 +85,7 @@ impl Parser<'_> {
     }
 }
 
-fn error(filter: &str, position: usize, reason: &'static str) -> Error {
+pub(super) fn error(filter: &str, position: usize, reason: &'static str) -> Error {
     let quoted: String = filter.chars().take(QUOTED_CHARS_MAX).collect();
     Error { filter: quoted, position, reason }
 }

@@ -199,7 +199,85 @@ fn oversized_filters_are_refused() {
     assert!(Filters::parse(&[&long]).is_err());
 }
 
+#[test]
+fn requests_with_too_many_selectors_are_refused() {
+    let many = vec!["a~=b"; super::PATTERNS_MAX + 1];
+    assert!(Filters::parse(&many).is_err());
+    assert!(Filters::parse(&many[1..]).is_ok());
+    let long = vec!["a,".repeat(30_000) + "a"; 3];
+    assert!(Filters::parse(&long).is_err());
+    assert!(Filters::parse(&long[1..]).is_ok());
+}
+
+/// A selector as the grammar has it, and what it means.
+#[derive(Clone, Debug)]
+struct Meant {
+    field: &'static str,
+    operator: &'static str,
+    value: String,
+    quoted: bool,
+    spaced: bool,
+}
+
+impl Meant {
+    fn text(&self) -> String {
+        let space = if self.spaced { " " } else { "" };
+        let value = match (self.operator, self.quoted) {
+            ("", _) => String::new(),
+            (_, true) => format!("\"{}\"", self.value),
+            (_, false) => self.value.clone(),
+        };
+        format!("{space}{}{space}{}{space}{value}{space}", self.field, self.operator)
+    }
+
+    fn holds(&self, found: Option<&str>) -> bool {
+        match self.operator {
+            "" => found.is_some(),
+            "==" => found == Some(self.value.as_str()),
+            "!=" => found.unwrap_or_default() != self.value,
+            _ => found.unwrap_or_default().contains(&self.value),
+        }
+    }
+}
+
+fn selector() -> impl Strategy<Value = Meant> {
+    let field = prop::sample::select(vec!["f", "g", "labels.a", "labels.a.b", "absent"]);
+    let operator = prop::sample::select(vec!["", "==", "!=", "~="]);
+    (field, operator, "[a-c]{1,2}", any::<bool>(), any::<bool>()).prop_map(
+        |(field, operator, value, quoted, spaced)| Meant { field, operator, value, quoted, spaced },
+    )
+}
+
 proptest! {
+    #[test]
+    fn filters_mean_what_the_grammar_says(
+        any in prop::collection::vec(prop::collection::vec(selector(), 1..4), 1..4),
+        values in prop::collection::vec(prop::option::of("[a-c]{1,2}"), 4),
+    ) {
+        let names = ["f", "g", "labels.a", "labels.a.b"];
+        let found = |field: &str| {
+            let index = names.iter().position(|name| *name == field)?;
+            values[index].as_deref()
+        };
+        let pairs = |range: std::ops::Range<usize>| -> Vec<(&str, &str)> {
+            let named = range.filter_map(|index| {
+                let name = names[index].trim_start_matches("labels.");
+                Some((name, values[index].as_deref()?))
+            });
+            named.collect()
+        };
+        let it = object(&pairs(0..2), &pairs(2..4));
+        let texts: Vec<String> = any
+            .iter()
+            .map(|all| all.iter().map(Meant::text).collect::<Vec<_>>().join(","))
+            .collect();
+        let meant =
+            any.iter().any(|all| all.iter().all(|selector| selector.holds(found(selector.field))));
+        let parsed = Filters::parse(&texts);
+        prop_assert!(parsed.is_ok(), "{texts:?}: {parsed:?}");
+        prop_assert_eq!(parsed.unwrap().matches(&it), meant, "{:?}", texts);
+    }
+
     #[test]
     fn any_text_parses_or_is_refused_within_its_length(text in "(?s).{0,60}") {
         if let Err(error) = Filters::parse(&[&text]) {

@@ -129,8 +129,9 @@ fn run_batch(inner: &Inner, jobs: Vec<Job>) {
         return;
     }
     for effect in effects {
-        if effect.dirty_content || !effect.dirty_snapshotters.is_empty() {
+        if effect.dirty_content || effect.dirty_network || !effect.dirty_snapshotters.is_empty() {
             let mut dirty = lock(&inner.dirty);
+            dirty.network |= effect.dirty_network;
             dirty.content |= effect.dirty_content;
             dirty.snapshotters.extend(effect.dirty_snapshotters);
         }

@@ -1,16 +1,19 @@
 //! Containers: what to run, not the running of it.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use crated_content::LabelUpdate;
 use prost_types::Any;
 
 use super::gc::Node;
-use super::record::{ContainerRow, stamp, time};
+use super::record::{ContainerRow, NamespaceRow, stamp, time};
 use super::schema::Table;
 use super::txn::{View, WriteTx};
-use super::{Db, Error, Event, Labels, Namespace, Object, Result, Scope, rows, validate};
+use super::{
+    Db, Error, Event, Labels, Namespace, Object, Result, Scope, key, network, rows, validate,
+};
 use crate::filters::Filters;
 
 /// Which runtime runs a container, and how.
@@ -120,6 +123,29 @@ impl Containers {
         })
     }
 
+    /// How many containers each namespace has, by name; namespaces without any are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`].
+    pub fn counts(&self) -> Result<Vec<(String, usize)>> {
+        let view = self.db.read()?;
+        let namespaces =
+            rows::collect(&view, Table::Namespaces, &[], |name, _: NamespaceRow| Ok(Some(name)))?;
+        let mut counts = Vec::new();
+        for namespace in namespaces {
+            let mut count = 0;
+            view.scan(Table::Containers, &key::prefix(&[&namespace]), &mut |_, _| {
+                count += 1;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            if count > 0 {
+                counts.push((namespace, count));
+            }
+        }
+        Ok(counts)
+    }
+
     /// Creates a container record.
     ///
     /// # Errors
@@ -132,12 +158,13 @@ impl Containers {
         (container.created_at, container.updated_at) = (now, now);
         container.labels.retain(|_, value| !value.is_empty());
         check(&container)?;
-        let namespace = scope.namespace.clone();
+        let (namespace, db) = (scope.namespace.clone(), self.db.clone());
         self.db.write(move |tx| {
             if tx.has(Table::Containers, &rows::address(&namespace, &[&container.id]))? {
                 return Err(Error::already_exists(Object::Container, container.id));
             }
-            store(tx, &namespace, &container)?;
+            let netns = network::of_container(tx, &db, &namespace, &container.spec)?;
+            store(tx, &namespace, &container, netns)?;
             tx.emit(
                 &namespace,
                 Event::ContainerCreate {
@@ -159,14 +186,19 @@ impl Containers {
     pub fn update(&self, scope: &Scope, id: &str, update: ContainerUpdate) -> Result<Container> {
         validate::identifier("container id", id)?;
         let (namespace, id) = (scope.namespace.clone(), id.to_owned());
+        let db = self.db.clone();
         self.db.write(move |tx| {
-            let row = rows::load(tx, Table::Containers, &[namespace.as_str(), &id])?
+            let row: ContainerRow = rows::load(tx, Table::Containers, &[namespace.as_str(), &id])?
                 .ok_or_else(|| Error::not_found(Object::Container, &id))?;
+            let netns = match &update.spec {
+                Some(spec) => network::of_container(tx, &db, &namespace, spec)?,
+                None => row.netns.clone(),
+            };
             let mut container = container(id, row);
             apply(&mut container, update)?;
             container.updated_at = SystemTime::now();
             check(&container)?;
-            store(tx, &namespace, &container)?;
+            store(tx, &namespace, &container, netns)?;
             tx.emit(
                 &namespace,
                 Event::ContainerUpdate {
@@ -244,7 +276,12 @@ fn check(container: &Container) -> Result<()> {
     Ok(())
 }
 
-fn store(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, container: &Container) -> Result<()> {
+fn store(
+    tx: &mut WriteTx<'_, '_>,
+    namespace: &Namespace,
+    container: &Container,
+    netns: Option<String>,
+) -> Result<()> {
     let row = ContainerRow {
         labels: container.labels.clone(),
         image: container.image.clone(),
@@ -257,6 +294,7 @@ fn store(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, container: &Container)
         sandbox: container.sandbox.clone(),
         created_at: stamp(container.created_at),
         updated_at: stamp(container.updated_at),
+        netns,
     };
     tx.touch(namespace, Node::Container(container.id.clone()));
     rows::store(tx, Table::Containers, namespace, &[&container.id], &row)

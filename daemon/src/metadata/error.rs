@@ -18,6 +18,10 @@ pub enum Object {
     Ingest,
     /// A lease.
     Lease,
+    /// A network link.
+    Link,
+    /// A network namespace.
+    Netns,
     /// A namespace.
     Namespace,
     /// A sandbox record.
@@ -34,6 +38,8 @@ impl std::fmt::Display for Object {
             Self::Image => "image",
             Self::Ingest => "ingest",
             Self::Lease => "lease",
+            Self::Link => "link",
+            Self::Netns => "network namespace",
             Self::Namespace => "namespace",
             Self::Sandbox => "sandbox",
             Self::Snapshot => "snapshot",
@@ -73,11 +79,18 @@ pub enum Error {
     /// The snapshotter below failed.
     #[error(transparent)]
     Snapshot(crated_snapshot::Error),
-    /// The database cannot be used and was left untouched. Restore `path` from a backup, or move
-    /// it away to start with an empty one; nothing refers to stored content and snapshots then,
-    /// and they are collected.
-    #[error("metadata database {} refused: {reason}", path.display())]
+    /// The database cannot be used and was left untouched. Restore `path` from a backup, or have
+    /// `crated fsck --repair` set it aside and rebuild the records that content and snapshots
+    /// prove. Without records the collector would remove both, so the daemon does not start.
+    #[error("metadata database {} refused: {reason}; restore it, or run crated fsck", path.display())]
     Damaged { path: PathBuf, reason: String },
+    /// The database was written by a newer release and was left untouched. Use that release.
+    #[error(
+        "metadata database {} refused: layout {found} was written by a newer release, this one \
+         knows {known}",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: u32, known: u32 },
     /// Another process holds the database.
     #[error("metadata database {} is in use by another process", path.display())]
     InUse { path: PathBuf },

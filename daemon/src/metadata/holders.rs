@@ -102,6 +102,22 @@ impl Holders {
     }
 }
 
+impl Holders {
+    /// What is held and how, a line each.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let holds = lock(&self.table.holds);
+        let mut lines: Vec<String> = holds
+            .iter()
+            .map(|(object, hold)| match hold.exclusive {
+                true => format!("{object:?}, by one alone"),
+                false => format!("{object:?}, by {}", hold.shared),
+            })
+            .collect();
+        lines.sort_unstable();
+        lines
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut holds = lock(&self.table.holds);

@@ -25,7 +25,7 @@ pub struct Lease {
 /// Something a lease holds. It need not exist.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource {
-    /// `content`, `ingests`, `images` or `snapshots/<snapshotter>`.
+    /// `content`, `ingests`, `images`, `snapshots/<snapshotter>`, `netns` or `link`.
     pub kind: String,
     /// A digest, a reference, a name or a key.
     pub id: String,
@@ -39,6 +39,14 @@ impl Resource {
             ("content", _) => Ok(Node::Content(self.id.parse()?)),
             ("ingests", _) => Ok(Node::Ingest(id())),
             ("images", _) => Ok(Node::Image(id())),
+            ("netns", _) => Ok(Node::Netns(id())),
+            ("link", _) => match self.id.split_once('/') {
+                Some((netns, id)) => Ok(Node::Link { netns: netns.into(), id: id.into() }),
+                None => {
+                    let what = format!("resource {:?}", self.id);
+                    Err(Error::invalid(what, "must be the network namespace, `/` and the link"))
+                }
+            },
             (_, Some(("snapshots", snapshotter))) if !snapshotter.is_empty() => {
                 Ok(Node::Snapshot { snapshotter: snapshotter.to_owned(), key: id() })
             }

@@ -34,6 +34,32 @@ pub(super) fn open(root: &Path) -> Result<(Database, Arc<Path>)> {
     Ok((database, path))
 }
 
+/// Whether there is a database below `root`.
+pub fn exists(root: &Path) -> bool {
+    root.join(DIRECTORY).join(FILE).symlink_metadata().is_ok_and(|found| found.len() > 0)
+}
+
+/// Puts the database below `root` aside under a name that is free.
+pub(super) fn set_aside(root: &Path) -> Result<()> {
+    let path = root.join(DIRECTORY).join(FILE);
+    let aside = (1..)
+        .map(|number| path.with_file_name(format!("{FILE}.damaged-{number}")))
+        .find(|aside| aside.symlink_metadata().is_err())
+        .unwrap_or_else(|| path.with_extension("damaged"));
+    std::fs::rename(&path, &aside).map_err(|source| io("setting aside", &path, source))?;
+    sync_directory(&root.join(DIRECTORY))
+}
+
+/// An empty database that is gone when it is closed.
+pub(super) fn in_memory() -> Result<(Database, Arc<Path>)> {
+    let path: Arc<Path> = Path::new("memory").into();
+    let database = redb::Builder::new()
+        .create_with_backend(redb::backends::InMemoryBackend::new())
+        .map_err(|error| refuse(&path, error))?;
+    upgrade(&database, &path)?;
+    Ok((database, path))
+}
+
 /// Opens the file, verifying every page if `verify`.
 pub(super) fn open_file(path: &Path, verify: bool) -> Result<Database> {
     let file = file(path, false)?;
@@ -83,17 +109,22 @@ fn upgrade(database: &Database, path: &Path) -> Result<()> {
     };
     match found.as_deref().map(<[u8; 4]>::try_from) {
         Some(Ok(version)) if u32::from_le_bytes(version) == VERSION => {
+            let before = count_tables(&transaction, path)?;
             check_tables(&transaction, path)?;
-            return transaction.abort().map_err(|error| failed(error.into()));
+            // Tables that came after the file was made are empty, but have to be there.
+            let ended = match before < Table::ALL.len() {
+                true => transaction.commit().map_err(Into::into),
+                false => transaction.abort().map_err(Into::into),
+            };
+            return ended.map_err(failed);
         }
         Some(Ok(version)) => {
             let version = u32::from_le_bytes(version);
-            let reason = if version > VERSION {
-                format!("layout {version} was written by a newer release, this one knows {VERSION}")
-            } else {
-                format!("layout {version} is unknown")
-            };
-            return Err(damaged(path, reason));
+            if version > VERSION {
+                let (path, found) = (path.to_owned(), version);
+                return Err(Error::Newer { path, found, known: VERSION });
+            }
+            return Err(damaged(path, format!("layout {version} is unknown")));
         }
         Some(Err(_)) => return Err(damaged(path, "the layout version is malformed".to_owned())),
         None if !is_empty(&transaction, path)? => {
@@ -124,9 +155,11 @@ fn check_tables(transaction: &redb::WriteTransaction, path: &Path) -> Result<()>
 
 /// Whether the file holds no table but the one just opened.
 fn is_empty(transaction: &redb::WriteTransaction, path: &Path) -> Result<bool> {
-    let tables =
-        transaction.list_tables().map_err(|error| storage("reading", path, error.into()))?.count();
-    Ok(tables <= 1)
+    Ok(count_tables(transaction, path)? <= 1)
+}
+
+fn count_tables(transaction: &redb::WriteTransaction, path: &Path) -> Result<usize> {
+    Ok(transaction.list_tables().map_err(|error| storage("reading", path, error.into()))?.count())
 }
 
 fn refuse(path: &Path, error: DatabaseError) -> Error {
@@ -165,5 +198,6 @@ const DIRECTORY: &str = "io.containerd.metadata.v1.bolt";
 
 const FILE: &str = "meta.redb";
 
-/// Page cache. The whole database of a busy host (10^5 objects) fits several times.
-const CACHE_SIZE_BYTES: usize = 64 << 20;
+/// Pages kept in memory beside the system's own cache, and never given back: the upper levels of
+/// the trees of a busy host (10^5 objects), and all of a small one's.
+const CACHE_SIZE_BYTES: usize = 16 << 20;

@@ -1,4 +1,4 @@
-//! What the daemon knows: namespaces, images, containers, leases, and per namespace a view of the
+//! What the daemon knows: namespaces, images, containers, sandboxes, leases, and per namespace a view of the
 //! content store and of every snapshotter; and the collector that removes what nothing refers to.
 //!
 //! ```text
@@ -34,15 +34,19 @@ mod db;
 mod engine;
 mod error;
 mod events;
+pub mod fsck;
 pub mod gc;
 mod holders;
+mod identity;
 mod images;
 mod key;
 mod leases;
 mod migrate;
 mod namespaces;
+pub mod network;
 mod record;
 mod rows;
+mod sandboxes;
 mod schema;
 mod scope;
 pub mod snapshot;
@@ -59,6 +63,9 @@ pub use self::error::{Error, Object, Result};
 pub use self::events::{Event, EventSink, NoEvents};
 pub use self::images::{Image, ImageUpdate, Images, Target};
 pub use self::leases::{Lease, Leases, Resource};
+pub use self::migrate::exists;
 pub use self::namespaces::{NamespaceRecord, Namespaces};
+pub use self::network::{LinkRecord, NetnsRecord, NetworkChange, NetworkView, Networks};
+pub use self::sandboxes::{Sandbox, SandboxUpdate, Sandboxes};
 pub use self::scope::{Namespace, Scope};
 pub use self::snapshot::{NamespacedSnapshotter, Snapshots};

@@ -81,6 +81,9 @@ pub(super) struct ContainerRow {
     pub(super) created_at: Option<Time>,
     #[prost(message, optional, tag = "11")]
     pub(super) updated_at: Option<Time>,
+    /// The network namespace of ours that it joins.
+    #[prost(string, optional, tag = "12")]
+    pub(super) netns: Option<String>,
 }
 
 /// What the collector reads of a [`ContainerRow`]; specifications are large.
@@ -92,6 +95,8 @@ pub(super) struct ContainerRefs {
     pub(super) snapshotter: Option<String>,
     #[prost(string, optional, tag = "7")]
     pub(super) snapshot_key: Option<String>,
+    #[prost(string, optional, tag = "12")]
+    pub(super) netns: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -29,12 +29,16 @@ pub(super) enum Table {
     Leases,
     /// namespace, lease id, resource kind, resource id; no value
     Resources,
+    /// namespace, network namespace id
+    Netns,
+    /// namespace, network namespace id or `host`, link id
+    Links,
     /// what is counted, namespace, and for snapshots the snapshotter
     Sequences,
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Meta,
         Self::Namespaces,
         Self::Images,
@@ -47,6 +51,8 @@ impl Table {
         Self::Backends,
         Self::Leases,
         Self::Resources,
+        Self::Netns,
+        Self::Links,
         Self::Sequences,
     ];
 
@@ -64,6 +70,8 @@ impl Table {
             Self::Backends => "backends",
             Self::Leases => "leases",
             Self::Resources => "resources",
+            Self::Netns => "netns",
+            Self::Links => "links",
             Self::Sequences => "sequences",
         })
     }

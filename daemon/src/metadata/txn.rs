@@ -151,6 +151,8 @@ pub(super) struct Effects {
     pub(super) silent: bool,
     /// A reference was removed, so something may have become garbage.
     pub(super) dirty: bool,
+    /// The deletion of a network has begun.
+    pub(super) dirty_network: bool,
     /// The content store may hold blobs or ingests nobody knows.
     pub(super) dirty_content: bool,
     /// These snapshotters may hold snapshots nobody knows.

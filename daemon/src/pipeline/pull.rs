@@ -8,11 +8,12 @@ use crated_content::{LabelUpdate, Labels};
 use crated_distribution::walk;
 use crated_distribution::{
     Descriptor, Document, DocumentLimits, ImageConfig, Index, Manifest, Matcher, MediaType,
-    Progress, Reference, State,
+    Progress, Reference,
 };
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::chain::Chain;
+use super::counters::count;
 use super::fetch::{self, Fetch};
 use super::unpack::{self, Layer, Unpack};
 use super::{Error, Result};
@@ -21,11 +22,9 @@ use crate::blocking::{Blocking, Panicked};
 /// Prefix of the labels that keep the parts of a document.
 const LABEL_CHILD: &str = "containerd.io/gc.ref.content";
 /// Prefix of the label that says which repositories a blob came from.
-const LABEL_SOURCE: &str = "containerd.io/distribution.source";
+pub const LABEL_SOURCE: &str = "containerd.io/distribution.source";
 /// Bytes that a label may have with its key.
 const LABEL_LEN_MAX: usize = 4096;
-/// Layers of one image fetched side by side.
-const FETCHES_MAX: usize = 4;
 
 /// What to pull of an image.
 #[derive(Clone)]
@@ -56,10 +55,12 @@ pub struct Target {
 pub struct Pull {
     /// Brings blobs in.
     pub fetch: Fetch,
-    /// Where the image comes from.
-    pub reference: Reference,
+    /// Where the image comes from; nothing when it is stored already.
+    pub reference: Option<Reference>,
     /// Bounds on documents.
     pub limits: DocumentLimits,
+    /// For whom: two namespaces never share a snapshot.
+    pub namespace: String,
 }
 
 impl Pull {
@@ -69,6 +70,14 @@ impl Pull {
     ///
     /// The first one that any part meets; the other parts are stopped.
     pub async fn run(&self, root: &Descriptor, choice: &Choice) -> Result<()> {
+        let pulled = self.everything(root, choice).await;
+        if pulled.is_err() {
+            count(&self.fetch.shared.counters.failures);
+        }
+        pulled
+    }
+
+    async fn everything(&self, root: &Descriptor, choice: &Choice) -> Result<()> {
         let mut images = Vec::new();
         let mut queue = vec![(root.clone(), Vec::new(), 0_usize)];
         let mut seen = BTreeSet::new();
@@ -136,6 +145,8 @@ impl Pull {
         for target in targets {
             self.unpack(&layers, target).await?;
             if let Some(top) = layers.last() {
+                let unpack = target.unpack.clone();
+                self.blocking().bulk(move || unpack.settle()).await??;
                 let (store, name) = (self.fetch.store.clone(), target.snapshotter.clone());
                 let (digest, top) = (manifest.config.digest.clone(), top.chain_id.clone());
                 self.blocking()
@@ -146,39 +157,19 @@ impl Pull {
         Ok(())
     }
 
-    /// Unpacks bottom up. Fetching begins at the first layer whose snapshot is missing, side by
-    /// side with unpacking; layers below it are not even fetched.
     async fn unpack(&self, layers: &[Layer], target: &Target) -> Result<()> {
-        let mut fetches: Option<Fetches> = None;
-        for (number, layer) in layers.iter().enumerate() {
-            let (unpack, wanted) = (target.unpack.clone(), layer.clone());
-            let draft = self.blocking().quick(move || unpack.begin(&wanted)).await??;
-            let Some(draft) = draft else {
-                let key = walk::reference_key(&layer.descriptor);
-                if fetches.is_none() {
-                    self.progress().state(&key, State::Exists);
-                }
-                continue;
-            };
-            let fetches =
-                fetches.get_or_insert_with(|| Fetches::start(self, number, &layers[number..]));
-            fetches.arrived(number).await?;
-            let (unpack, wanted) = (target.unpack.clone(), layer.clone());
-            self.blocking().bulk(move || unpack.fill(draft, &wanted)).await??;
-        }
-        match fetches {
-            Some(fetches) => fetches.rest().await,
-            None => Ok(()),
-        }
+        let place = format!("{}/{}", self.namespace, target.snapshotter);
+        let (fetch, unpack) = (self.fetch.clone(), target.unpack.clone());
+        Chain::run(fetch, unpack, place, self.source_label(), layers).await
     }
 
     /// Blobs that are only stored.
     async fn blobs<'d>(&self, blobs: impl Iterator<Item = &'d Descriptor>) -> Result<()> {
         let blobs: Vec<Descriptor> = blobs.cloned().collect();
         let mut fetches = JoinSet::new();
-        let permits = Arc::new(Semaphore::new(FETCHES_MAX));
         for blob in blobs {
-            let (pull, permits) = (self.clone(), permits.clone());
+            let pull = self.clone();
+            let permits = Arc::clone(&self.fetch.shared.fetching);
             fetches.spawn(async move {
                 let _permit = permits.acquire_owned().await;
                 pull.blob(&blob).await
@@ -280,8 +271,9 @@ impl Pull {
 
     /// Where a blob came from, for mounting it between repositories when it is pushed.
     fn source_label(&self) -> Labels {
-        let key = format!("{LABEL_SOURCE}.{}", self.reference.host());
-        let repository = self.reference.repository();
+        let Some(reference) = &self.reference else { return Labels::new() };
+        let key = format!("{LABEL_SOURCE}.{}", reference.host());
+        let repository = reference.repository();
         if key.len() + repository.len() > LABEL_LEN_MAX {
             return Labels::new();
         }
@@ -302,53 +294,6 @@ impl Pull {
 
     fn blocking(&self) -> &Blocking {
         &self.fetch.blocking
-    }
-}
-
-/// Layers on their way, a few at a time, in order.
-struct Fetches {
-    first: usize,
-    tasks: Vec<Option<tokio::task::JoinHandle<Result<()>>>>,
-}
-
-impl Fetches {
-    fn start(pull: &Pull, first: usize, layers: &[Layer]) -> Self {
-        let permits = Arc::new(Semaphore::new(FETCHES_MAX));
-        let tasks = layers
-            .iter()
-            .map(|layer| {
-                let (pull, permits) = (pull.clone(), permits.clone());
-                let descriptor = layer.descriptor.clone();
-                Some(tokio::spawn(async move {
-                    let _permit = permits.acquire_owned().await;
-                    pull.blob(&descriptor).await
-                }))
-            })
-            .collect();
-        Self { first, tasks }
-    }
-
-    /// Waits until layer `number` is stored.
-    async fn arrived(&mut self, number: usize) -> Result<()> {
-        match self.tasks[number - self.first].take() {
-            Some(task) => task.await.map_err(|_| Panicked)?,
-            None => Ok(()),
-        }
-    }
-
-    /// Waits for layers that somebody else unpacked meanwhile.
-    async fn rest(mut self) -> Result<()> {
-        for task in self.tasks.iter_mut().filter_map(Option::take) {
-            task.await.map_err(|_| Panicked)??;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Fetches {
-    fn drop(&mut self) {
-        // After a failure, or when the caller went away; what arrived stays for the next time.
-        self.tasks.iter().flatten().for_each(tokio::task::JoinHandle::abort);
     }
 }
 

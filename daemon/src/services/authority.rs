@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::server::{Connected, UdsConnectInfo};
 
 use super::huffman;
@@ -32,12 +33,21 @@ pub struct Lenient {
     /// Filtered bytes that the reader has not taken yet.
     ready: Vec<u8>,
     taken: usize,
+    /// The place of the connection among those that may be open.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Lenient {
     /// Wraps a connection before anything was read from it.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, filter: Filter::default(), ready: Vec::new(), taken: 0 }
+        Self { stream, filter: Filter::default(), ready: Vec::new(), taken: 0, _place: None }
+    }
+
+    /// The same, holding `place` for as long as the connection is open.
+    #[must_use]
+    pub fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self._place = Some(place);
+        self
     }
 }
 

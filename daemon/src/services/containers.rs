@@ -79,6 +79,7 @@ impl Containers for ContainersService {
     ) -> Result<Response<CreateContainerResponse>, Status> {
         let scope = scope(&request)?;
         let record = convert::container_record(required(request.into_inner().container)?)?;
+        self.daemon.shims.expect_task();
         let container =
             quick(&self.daemon, move |daemon| daemon.db.containers().create(&scope, record))
                 .await?;

@@ -1,5 +1,7 @@
 //! Messages to domain types and back: the only place where that happens.
 
+pub mod answers;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -15,7 +17,7 @@ use tonic::Status;
 use super::status::invalid;
 use crate::metadata::{
     Container, ContainerUpdate, Image, ImageUpdate, LabelUpdate, Lease, NamespaceRecord, Resource,
-    Runtime, Target,
+    Runtime, Sandbox, SandboxUpdate, Target,
 };
 
 /// A time that stands for "never" in every client: January of the year 1.
@@ -203,6 +205,63 @@ pub fn container_update(
                 update.snapshot_key = Some(optional(record.snapshot_key.clone()));
             }
             (field, _) => return Err(unknown_path("container", field)),
+        }
+    }
+    Ok(update)
+}
+
+/// A sandbox record, for the wire.
+pub fn sandbox(sandbox: Sandbox) -> types::Sandbox {
+    types::Sandbox {
+        sandbox_id: sandbox.id,
+        runtime: Some(types::sandbox::Runtime {
+            name: sandbox.runtime.name,
+            options: sandbox.runtime.options,
+        }),
+        spec: sandbox.spec,
+        labels: sandbox.labels,
+        created_at: Some(timestamp(sandbox.created_at)),
+        updated_at: Some(timestamp(sandbox.updated_at)),
+        extensions: sandbox.extensions,
+        sandboxer: sandbox.sandboxer,
+    }
+}
+
+/// A sandbox record a client sent. Its times are those of the store, not of the client.
+pub fn sandbox_record(record: types::Sandbox) -> Sandbox {
+    let runtime = record.runtime.unwrap_or_default();
+    Sandbox {
+        id: record.sandbox_id,
+        labels: labels(record.labels),
+        runtime: Runtime { name: runtime.name, options: runtime.options },
+        spec: record.spec,
+        extensions: record.extensions,
+        sandboxer: record.sandboxer,
+        created_at: SystemTime::UNIX_EPOCH,
+        updated_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+/// Which parts of a sandbox to change, and to what. No fields stand for all of them.
+pub fn sandbox_update(
+    fields: Vec<String>,
+    record: &types::Sandbox,
+) -> Result<SandboxUpdate, Status> {
+    let mask = Some(FieldMask { paths: fields });
+    let mut update = SandboxUpdate::default();
+    for path in Paths::new(mask, &["labels", "extensions", "spec", "runtime"]).iter() {
+        match path {
+            ("labels", key) => change(&mut update.labels, key, &record.labels),
+            ("extensions", None) => update.replace_extensions = Some(record.extensions.clone()),
+            ("extensions", Some(key)) => {
+                update.extensions.insert(key.to_owned(), record.extensions.get(key).cloned());
+            }
+            ("spec", None) => update.spec = Some(record.spec.clone()),
+            ("runtime", None) => {
+                let runtime = record.runtime.clone().unwrap_or_default();
+                update.runtime = Some(Runtime { name: runtime.name, options: runtime.options });
+            }
+            (field, _) => return Err(unknown_path("sandbox", field)),
         }
     }
     Ok(update)

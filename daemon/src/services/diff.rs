@@ -1,5 +1,6 @@
 //! `containerd.services.diff.v1.Diff`: stored layers to directories and back.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +16,9 @@ use crated_snapshot::{ApplyOptions, Compression, DiffOptions, Diffed};
 use tonic::{Code, Request, Response, Status};
 
 use super::{bulk, convert, scope, status};
-use crate::metadata::NamespacedStore;
+use crate::metadata::{NamespacedStore, Scope};
+use crate::programs::Processed;
+use crate::proxy::Link;
 use crate::wiring::Daemon;
 
 /// On a stored layer: the digest of its plain tar. Clients find layers by it.
@@ -34,27 +37,86 @@ impl DiffService {
     }
 }
 
+/// One that makes and applies layers.
+enum Member {
+    /// The daemon itself.
+    Walking,
+    /// A process of its own.
+    Proxy(Link),
+}
+
 #[tonic::async_trait]
 impl Diff for DiffService {
     async fn apply(
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        let store = self.daemon.content.scoped(scope(&request)?);
-        let ApplyRequest { diff, mounts, sync_fs, .. } = request.into_inner();
+        let (scope, request) = (scope(&request)?, request.into_inner());
+        let mut last = None;
+        for member in self.members() {
+            let answer = match member {
+                Member::Walking => self.apply_here(&scope, request.clone()).await,
+                Member::Proxy(link) => link.apply(&scope, request.clone()).await,
+            };
+            match answer {
+                Err(error) if error.code() == Code::Unimplemented => last = Some(error),
+                answer => return answer.map(Response::new),
+            }
+        }
+        Err(last.unwrap_or_else(|| status::unimplemented("apply")))
+    }
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
+        let (scope, request) = (scope(&request)?, request.into_inner());
+        let mut last = None;
+        for member in self.members() {
+            let answer = match member {
+                Member::Walking => self.diff_here(&scope, request.clone()).await,
+                Member::Proxy(link) => link.diff(&scope, request.clone()).await,
+            };
+            match answer {
+                Err(error) if error.code() == Code::Unimplemented => last = Some(error),
+                answer => return answer.map(Response::new),
+            }
+        }
+        Err(last.unwrap_or_else(|| status::unimplemented("diff")))
+    }
+}
+
+impl DiffService {
+    /// Who is asked, in this order, until one knows how.
+    fn members(&self) -> impl Iterator<Item = Member> {
+        self.daemon.config.plugins.diff.default.iter().filter_map(|name| match name.as_str() {
+            "walking" => Some(Member::Walking),
+            name => self.daemon.differs.get(name).cloned().map(Member::Proxy),
+        })
+    }
+
+    async fn apply_here(
+        &self,
+        scope: &Scope,
+        request: ApplyRequest,
+    ) -> Result<ApplyResponse, Status> {
+        let store = self.daemon.content.scoped(scope.clone());
+        let ApplyRequest { diff, mounts, payloads, sync_fs } = request;
         let diff = diff.ok_or_else(|| status::invalid("diff: missing"))?;
         let digest = convert::digest(&diff.digest)?;
-        if !is_layer(&diff.media_type) {
-            let reason = format!("no processor for media-type: {}", diff.media_type);
-            return Err(Status::new(Code::Unknown, reason));
-        }
+        let steps = self.daemon.processors.route(&diff.media_type);
+        let steps = steps.map_err(|error| Status::new(Code::Unknown, error.to_string()))?;
         let mounts = convert::mounts_from(mounts);
         let sync_fs = sync_fs || self.daemon.config.plugins.diff.sync_fs;
         let applied = bulk(&self.daemon, move |daemon| {
             let blob = store.reader(&digest).map_err(status::from_content)?;
             let options = ApplyOptions { sync_fs, ..ApplyOptions::default() };
-            let mut layer = crated_content::reader(blob);
-            daemon.applier.apply(&mut layer, &mounts, &options).map_err(status::from_snapshot)
+            let mut layer: Box<dyn Read> = match &steps[..] {
+                [] => Box::new(crated_content::reader(blob)),
+                steps => {
+                    let processed =
+                        Processed::start(steps, &payloads, crated_content::reader(blob));
+                    Box::new(processed.map_err(|error| status::from_io(&error))?)
+                }
+            };
+            daemon.applier.apply(&mut *layer, &mounts, &options).map_err(status::from_snapshot)
         })
         .await?;
         let applied = Descriptor {
@@ -63,12 +125,11 @@ impl Diff for DiffService {
             size: convert::size(applied.size_bytes),
             ..Descriptor::default()
         };
-        Ok(Response::new(ApplyResponse { applied: Some(applied) }))
+        Ok(ApplyResponse { applied: Some(applied) })
     }
 
-    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
-        let store = self.daemon.content.scoped(scope(&request)?);
-        let request = request.into_inner();
+    async fn diff_here(&self, scope: &Scope, request: DiffRequest) -> Result<DiffResponse, Status> {
+        let store = self.daemon.content.scoped(scope.clone());
         let making = Making {
             compression: compression(&request.media_type)?,
             lower: convert::mounts_from(request.left),
@@ -86,7 +147,7 @@ impl Diff for DiffService {
             size: convert::size(size_bytes),
             ..Descriptor::default()
         };
-        Ok(Response::new(DiffResponse { diff: Some(diff) }))
+        Ok(DiffResponse { diff: Some(diff) })
     }
 }
 
@@ -158,30 +219,6 @@ fn compression(media_type: &str) -> Result<Compression, Status> {
     }
 }
 
-/// Whether the applier unpacks blobs of this type. What compression they have their bytes tell:
-/// the suffixes of Docker's types are not to be trusted.
-fn is_layer(media_type: &str) -> bool {
-    let media_type = media_type.split(';').next().unwrap_or_default();
-    let (base, suffix) = match media_type.strip_prefix(DOCKER_PREFIX) {
-        Some(rest) => {
-            let rest = rest.strip_prefix("foreign.").unwrap_or(rest);
-            let rest = rest.strip_prefix("diff.tar").or_else(|| rest.strip_prefix("tar"));
-            (rest.is_some(), rest.unwrap_or_default().trim_start_matches('.'))
-        }
-        None => {
-            let rest = media_type
-                .strip_prefix(OCI_PREFIX)
-                .map(|rest| rest.strip_prefix("nondistributable.").unwrap_or(rest));
-            let rest = rest.and_then(|rest| rest.strip_prefix("v1.tar"));
-            (rest.is_some(), rest.unwrap_or_default().trim_start_matches('+'))
-        }
-    };
-    base && ["", "gzip", "zstd"].contains(&suffix)
-}
-
-const DOCKER_PREFIX: &str = "application/vnd.docker.image.rootfs.";
-const OCI_PREFIX: &str = "application/vnd.oci.image.layer.";
-
 /// A reference no other call has.
 fn unique_reference() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -193,31 +230,6 @@ fn unique_reference() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn layers_are_known_by_their_media_type() {
-        for known in [
-            "application/vnd.docker.image.rootfs.diff.tar",
-            "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            "application/vnd.docker.image.rootfs.diff.tar.zstd",
-            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-            "application/vnd.oci.image.layer.v1.tar",
-            "application/vnd.oci.image.layer.v1.tar+gzip",
-            "application/vnd.oci.image.layer.v1.tar+zstd",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        ] {
-            assert!(is_layer(known), "{known}");
-        }
-        for other in [
-            "",
-            "application/json",
-            "application/vnd.oci.image.layer.v1.tar+encrypted",
-            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
-            "application/vnd.oci.image.config.v1+json",
-        ] {
-            assert!(!is_layer(other), "{other}");
-        }
-    }
 
     #[test]
     fn an_unknown_type_is_left_to_another_differ() {

@@ -34,6 +34,15 @@ impl IntrospectionService {
         Self { daemon }
     }
 
+    /// What operators are to know of the runtime: containers that cannot be removed yet, and why.
+    fn leftovers(&self) -> impl Iterator<Item = (String, String)> {
+        self.daemon.shims.leftovers().into_iter().map(|left| {
+            let step = left.step.as_str();
+            let text = format!("{step}, tried {} times: {}", left.attempts, left.blocker);
+            (format!("leftover {}/{}", left.namespace, left.id), text)
+        })
+    }
+
     /// What the runtime that the options name says about itself.
     async fn runtime_info(&self, options: Option<crated_api::Any>) -> Result<RuntimeInfo, Status> {
         let request: RuntimeRequest = match &options {
@@ -61,8 +70,15 @@ impl Introspection for IntrospectionService {
     ) -> Result<Response<PluginsResponse>, Status> {
         let filters = Filters::parse(&request.into_inner().filters)?;
         let plugins = self.daemon.plugins.iter();
-        let plugins = plugins.filter(|plugin| filters.matches(*plugin)).map(record).collect();
-        Ok(Response::new(PluginsResponse { plugins }))
+        let plugins = plugins.filter(|plugin| filters.matches(*plugin));
+        let plugins = plugins.map(|plugin| {
+            let mut record = record(plugin);
+            if plugin.kind == RUNTIME {
+                record.exports.extend(self.leftovers());
+            }
+            record
+        });
+        Ok(Response::new(PluginsResponse { plugins: plugins.collect() }))
     }
 
     async fn server(&self, _: Request<()>) -> Result<Response<ServerResponse>, Status> {

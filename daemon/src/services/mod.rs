@@ -5,6 +5,7 @@
 //! [`server`].
 
 pub mod authority;
+pub mod bytes;
 pub mod containers;
 pub mod content;
 pub mod convert;
@@ -15,8 +16,11 @@ mod huffman;
 pub mod images;
 pub mod introspection;
 pub mod leases;
+pub mod mounts;
 pub mod namespaces;
+pub mod network;
 pub mod progress;
+pub mod sandbox;
 pub mod server;
 pub mod snapshots;
 pub mod socket;

@@ -38,11 +38,19 @@ impl Report {
     }
 
     /// Sends what the ledger says, below the root `name`, until stopped.
-    pub fn watch(&self, progress: &Progress, name: &str, root: Descriptor) -> Watching {
+    ///
+    /// `event` says what happens to the root.
+    pub fn watch(
+        &self,
+        progress: &Progress,
+        event: &str,
+        name: &str,
+        root: Descriptor,
+    ) -> Watching {
         let (stop, stopped) = oneshot::channel();
         let Some(stream) = &self.stream else { return Watching { stop, task: None } };
         let first = Message {
-            event: "fetching image content".to_owned(),
+            event: event.to_owned(),
             name: name.to_owned(),
             desc: Some(root),
             ..Message::default()
@@ -118,6 +126,8 @@ fn message(entry: Entry, root: &str) -> Option<Message> {
         State::Uploading => "uploading",
         State::Complete => "complete",
         State::Exists => "already exists",
+        State::Extracting => "extracting",
+        State::Extracted => "extracted",
         _ => return None,
     };
     let parents = if entry.parents.is_empty() { vec![root.to_owned()] } else { entry.parents };

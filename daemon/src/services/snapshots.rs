@@ -46,6 +46,8 @@ impl Snapshots for SnapshotsService {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        // Most likely for a container that is about to be created.
+        self.daemon.shims.expect_task();
         let snapshotter = self.snapshotter(&request, |request| &request.snapshotter)?;
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let (key, parent) = (key_of(key)?, name_of(parent)?);

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::UnixListener;
 
+use crate::directory;
 use crate::error::{Error, Result};
 
 /// Owner and group may connect.
@@ -36,6 +37,7 @@ pub struct Socket {
 /// # Errors
 ///
 /// - [`Error::SocketBusy`]: another process answers there.
+/// - [`Error::Directory`]: everybody may replace the socket.
 /// - [`Error::SocketAddress`]: the path is too long, or something else than a socket is there.
 /// - [`Error::Io`]: the operating system refused a step.
 ///
@@ -55,6 +57,7 @@ pub fn listen(path: &Path, uid: u32, gid: u32) -> Result<(UnixListener, Socket)>
         }
     };
     fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+    directory::refuse_open(parent)?;
     refuse_busy(path)?;
 
     let private = Private::create(parent)?;

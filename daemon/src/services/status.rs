@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use crate::blocking::Panicked;
 use crate::error::chain;
-use crate::{events, filters, metadata, pipeline};
+use crate::{events, filters, metadata, mounts, network, pipeline, programs};
 
 impl From<Panicked> for Status {
     fn from(error: Panicked) -> Self {
@@ -36,6 +36,45 @@ impl From<events::Error> for Status {
 impl From<metadata::Error> for Status {
     fn from(error: metadata::Error) -> Self {
         from_metadata(error)
+    }
+}
+
+impl From<network::Error> for Status {
+    fn from(error: network::Error) -> Self {
+        use network::Error;
+        let text = chain(&error);
+        let code = match error {
+            Error::Kernel(error) => netns(&error),
+            Error::Step { cause, .. } => Self::from(*cause).code(),
+            Error::Records(error) => return from_metadata(error),
+            Error::Invalid(_) => Code::InvalidArgument,
+            Error::Changed(_) => Code::Aborted,
+            _ => Code::FailedPrecondition,
+        };
+        message(code, text)
+    }
+}
+
+/// A refusal of the kernel, as the network crate sorted it.
+fn netns(error: &crated_netns::Error) -> Code {
+    use crated_netns::Error;
+    match error {
+        Error::InvalidName { .. } | Error::InvalidValue { .. } => Code::InvalidArgument,
+        Error::OutOfRange { .. } => Code::OutOfRange,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::Busy { .. }
+        | Error::InUse { .. }
+        | Error::Refused { .. }
+        | Error::Unreachable { .. }
+        | Error::Stale { .. } => Code::FailedPrecondition,
+        Error::Unsupported { .. } => Code::Unimplemented,
+        Error::Limit { .. } => Code::ResourceExhausted,
+        Error::Permission { .. } => Code::PermissionDenied,
+        Error::Interrupted { .. } => Code::Unavailable,
+        Error::TimedOut { .. } => Code::DeadlineExceeded,
+        Error::Malformed { .. } | Error::WorkerLost { .. } => Code::Internal,
+        _ => Code::Unknown,
     }
 }
 
@@ -143,6 +182,30 @@ pub fn from_pipeline(error: pipeline::Error) -> Status {
     message(code, text)
 }
 
+/// A refusal of an image verifier.
+pub fn from_verifier(error: programs::Rejection) -> Status {
+    let code = match error {
+        programs::Rejection::Rejected { .. } => Code::PermissionDenied,
+        _ => Code::Unknown,
+    };
+    status(code, &error)
+}
+
+/// A failure of activating mounts.
+pub fn from_mounts(error: &mounts::Error) -> Status {
+    use mounts::Error;
+    let code = match error {
+        // How clients learn that they can do it alone.
+        Error::Plain { .. } => Code::Unimplemented,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::InvalidArgument { .. } => Code::InvalidArgument,
+        Error::Io { source, .. } => of_io(source),
+        _ => Code::Unknown,
+    };
+    status(code, error)
+}
+
 /// A failure of reading or writing bytes.
 pub fn from_io(error: &io::Error) -> Status {
     status(of_io(error), error)
@@ -194,6 +257,7 @@ fn class(code: Code) -> Option<&'static str> {
         Code::InvalidArgument => "invalid argument",
         Code::NotFound => "not found",
         Code::AlreadyExists => "already exists",
+        Code::PermissionDenied => "permission denied",
         Code::FailedPrecondition => "failed precondition",
         Code::ResourceExhausted => "resource exhausted",
         Code::OutOfRange => "out of range",
@@ -209,6 +273,9 @@ fn of_io(error: &io::Error) -> Code {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
         io::ErrorKind::UnexpectedEof => Code::DataLoss,
+        // Of a proxy plugin: files and directories fail otherwise.
+        io::ErrorKind::NotConnected => Code::Unavailable,
+        io::ErrorKind::TimedOut => Code::DeadlineExceeded,
         _ => Code::Unknown,
     }
 }

@@ -64,6 +64,9 @@ impl Tasks for TasksService {
         let request = request.into_inner();
         let id = request.container_id.clone();
         let container = self.container(scope.clone(), id.clone()).await?;
+        let network = Arc::clone(&self.daemon.network);
+        let spec = container.spec.clone();
+        self.daemon.blocking.quick(move || network.check_joined(&spec)).await??;
         let task = create(&scope, container, request)?;
         self.recovery.wait().await;
         let created = self.daemon.shims.create(task).await.map_err(refused)?;
@@ -263,9 +266,6 @@ fn create(
     container: Container,
     request: CreateTaskRequest,
 ) -> Result<CreateShimTask, Status> {
-    if container.sandbox.is_some() {
-        return Err(status::unimplemented(format!("container {}: sandboxes", container.id)));
-    }
     let options = request.options.or(container.runtime.options);
     Ok(CreateShimTask {
         namespace: scope.namespace.as_str().to_owned(),

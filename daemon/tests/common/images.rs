@@ -41,10 +41,73 @@ impl Layer {
         Self { gzip: encoder.finish().unwrap(), diff_id: Digest::of(tar) }
     }
 
+    /// A layer of entries of several kinds.
+    pub fn of_entries(entries: &[Entry<'_>]) -> Self {
+        let mut builder = tar::Builder::new(Vec::new());
+        for entry in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_mtime(1_000_000_000);
+            match entry {
+                Entry::Dir(path, mode) => {
+                    header.set_entry_type(tar::EntryType::Directory);
+                    header.set_mode(*mode);
+                    builder.append_data(&mut header, path, &[][..]).unwrap();
+                }
+                Entry::File(path, data) => {
+                    header.set_size(data.len() as u64);
+                    header.set_mode(0o644);
+                    builder.append_data(&mut header, path, *data).unwrap();
+                }
+                Entry::Link(path, target) => {
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    header.set_mode(0o777);
+                    builder.append_link(&mut header, path, target).unwrap();
+                }
+            }
+        }
+        Self::of_tar(&builder.into_inner().unwrap())
+    }
+
+    /// A layer whose files are not worth compressing.
+    pub fn stored(files: &[(&str, u32, &[u8])]) -> Self {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, mode, data) in files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(data.len() as u64);
+            header.set_mode(*mode);
+            builder.append_data(&mut header, path, *data).unwrap();
+        }
+        let tar = builder.into_inner().unwrap();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+        encoder.write_all(&tar).unwrap();
+        Self { gzip: encoder.finish().unwrap(), diff_id: Digest::of(&tar) }
+    }
+
     /// Its descriptor.
     pub fn descriptor(&self) -> Value {
         json!({"mediaType": LAYER, "digest": Digest::of(&self.gzip).as_str(), "size": self.gzip.len()})
     }
+}
+
+/// What a layer may hold.
+pub enum Entry<'e> {
+    Dir(&'e str, u32),
+    File(&'e str, &'e [u8]),
+    Link(&'e str, &'e str),
+}
+
+/// Bytes that nothing compresses, the same each time.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 /// The configuration of an image of `layers` for `architecture`.

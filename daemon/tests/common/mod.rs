@@ -50,10 +50,27 @@ impl Fixture {
 
     /// Starts a daemon on directories that an earlier one may have used.
     pub async fn start_on(directory: Arc<TempDir>) -> Self {
-        let config = config(directory.path());
+        Self::start_configured(directory, |_| ()).await
+    }
+
+    /// Starts a daemon with a configuration that differs from what tests use otherwise.
+    pub async fn start_configured(
+        directory: Arc<TempDir>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = config(directory.path());
+        change(&mut config);
         let address = config.grpc.address.clone();
-        let running = crated::start(config).await.unwrap();
-        Self { running, channel: connect(address).await, directory }
+        let mut running = crated::start(config.clone()).await;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        // What the one before did in the background, in this same process, may take a moment to end.
+        while matches!(running, Err(crated::error::Error::RootBusy { .. }))
+            && std::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            running = crated::start(config.clone()).await;
+        }
+        Self { running: running.unwrap(), channel: connect(address).await, directory }
     }
 
     /// Stops the daemon and starts another on the same directories.
@@ -111,4 +128,25 @@ pub fn mask(paths: &[&str]) -> Option<FieldMask> {
 
 pub fn labels(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// Waits until something holds, for a minute at most.
+pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !holds().await {
+        assert!(std::time::Instant::now() < deadline, "waited a minute until {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Writes the `config.toml` of a daemon below `directory` whose socket is `c.sock`.
+pub fn write_config(directory: &Path) {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let text = format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n",
+        at("root"),
+        at("state"),
+        at("c.sock"),
+    );
+    std::fs::write(directory.join("config.toml"), text).unwrap();
 }

@@ -19,6 +19,7 @@ pub struct Layers {
     /// Names in the order of their removal.
     pub removed: Mutex<Vec<String>>,
     pub cleanups: Mutex<usize>,
+    lost: Mutex<Vec<String>>,
 }
 
 pub const REF: &str = "containerd.io/snapshot.ref";
@@ -45,6 +46,12 @@ impl Layers {
     /// Loses a snapshot, as a crash or an administrator may.
     pub fn lose(&self, name: &str) {
         self.snapshots.lock().unwrap().remove(name).expect("was there");
+    }
+
+    /// Loses a snapshot in a power cut, and says so.
+    pub fn lose_power(&self, name: &str) {
+        self.lose(name);
+        self.lost.lock().unwrap().push(name.to_owned());
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -179,6 +186,15 @@ impl Snapshotter for Layers {
 
     fn cleanup(&self) -> Result<()> {
         *self.cleanups.lock().unwrap() += 1;
+        Ok(())
+    }
+
+    fn lost(&self) -> Result<Vec<String>> {
+        Ok(self.lost.lock().unwrap().clone())
+    }
+
+    fn forget_lost(&self, keys: &[String]) -> Result<()> {
+        self.lost.lock().unwrap().retain(|key| !keys.contains(key));
         Ok(())
     }
 }

@@ -229,7 +229,7 @@ pub fn rfc3339(seconds_from_now: i64) -> String {
 
 /// Waits until `done`, for at most ten seconds.
 pub fn eventually(what: &str, done: impl Fn() -> bool) {
-    let deadline = SystemTime::now() + Duration::from_secs(10);
+    let deadline = SystemTime::now() + Duration::from_secs(60);
     while !done() {
         assert!(SystemTime::now() < deadline, "{what} did not happen in time");
         std::thread::sleep(Duration::from_millis(5));

@@ -97,6 +97,15 @@ pub mod containerd {
         }
     }
 }
+pub mod crated {
+    pub mod services {
+        pub mod network {
+            pub mod v1 {
+                include!("crated.services.network.v1.rs");
+            }
+        }
+    }
+}
 pub mod google {
     pub mod rpc {
         include!("google.rpc.rs");

@@ -21,6 +21,8 @@ use crated_content::{
 use super::batch::lock;
 use super::record::{BlobRow, time};
 use super::schema::Table;
+use crate::metrics::Counter;
+
 use super::{Db, Error, Namespace, Object, Result, Scope, key, rows};
 
 mod ingest;
@@ -48,6 +50,8 @@ struct Inner {
     db: Db,
     backend: Arc<dyn Store>,
     sharing: Sharing,
+    /// Bytes that clients sent.
+    ingested: Counter,
     /// Ingests with a live writer, and since when.
     open: Mutex<HashMap<(Namespace, String), SystemTime>>,
 }
@@ -55,8 +59,17 @@ struct Inner {
 impl Content {
     /// Puts namespaces over `backend`. Nobody else may write to `backend` from now on.
     pub fn new(db: &Db, backend: Arc<dyn Store>, sharing: Sharing) -> Self {
-        let open = Mutex::default();
-        Self { inner: Arc::new(Inner { db: db.clone(), backend, sharing, open }) }
+        let (open, ingested) = (Mutex::default(), Counter::default());
+        Self { inner: Arc::new(Inner { db: db.clone(), backend, sharing, ingested, open }) }
+    }
+
+    /// Adds the bytes that come in to `ingested`. For the one who has just made the store.
+    #[must_use]
+    pub fn counting(mut self, ingested: Counter) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.ingested = ingested;
+        }
+        self
     }
 
     /// The store as `scope` sees it.

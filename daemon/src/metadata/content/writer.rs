@@ -230,7 +230,9 @@ impl io::Write for NamespacedWriter {
         if bytes.is_empty() {
             return Ok(0);
         }
-        self.own(true).map_err(io::Error::other)?.write(bytes)
+        let written = self.own(true).map_err(io::Error::other)?.write(bytes)?;
+        self.store.content.inner.ingested.inc_by(written as u64);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::Node;
 use super::labels::{Condition, Meaning, expires, is_flat, meanings, used_at};
 use crate::metadata::leases::Resource;
+use crate::metadata::network::{HOST, LinkRecord, NetnsRecord};
 use crate::metadata::record::{
     BlobRow, ContainerRefs, ImageRow, IngestRow, LeaseRow, SandboxRow, SnapshotRow, time,
 };
@@ -103,9 +104,14 @@ impl Graph {
                 let snapshot = graph.intern(Node::Snapshot { snapshotter, key });
                 graph.edges.push((id, snapshot, Edge::Full));
             }
+            if let Some(netns) = row.netns {
+                let netns = graph.intern(Node::Netns(netns));
+                graph.edges.push((id, netns, Edge::Full));
+            }
             graph.add_labels(id, &row.labels);
             Ok(())
         })?;
+        graph.load_networks(view, namespace, moment)?;
         rows::visit(view, Table::Sandboxes, &within, |name, row: SandboxRow| {
             let id = graph.add(Node::Sandbox(name));
             graph.roots.push(id);
@@ -114,6 +120,55 @@ impl Graph {
         })?;
         graph.weigh_conditions(moment.now);
         Ok(graph)
+    }
+
+    /// Networks made without a lease are roots: losing a live one is worse than a leak.
+    fn load_networks(
+        &mut self,
+        view: &ReadTx,
+        namespace: &Namespace,
+        moment: Moment,
+    ) -> Result<()> {
+        let within = [namespace.as_str()];
+        let rooted = |leased: bool, labels: &Labels| {
+            !leased && expires(labels).is_none_or(|expires| expires > moment.now)
+        };
+        rows::visit(view, Table::Netns, &within, |name, row: NetnsRecord| {
+            if row.deleting {
+                return Ok(());
+            }
+            let id = self.add(Node::Netns(name));
+            if rooted(row.leased, &row.labels) {
+                self.roots.push(id);
+            }
+            self.add_labels(id, &row.labels);
+            Ok(())
+        })?;
+        let (mut on_host, mut uses) = (HashMap::new(), Vec::new());
+        rows::visit_pairs(view, Table::Links, &within, |netns, name, row: LinkRecord| {
+            if row.deleting {
+                return Ok(());
+            }
+            let id = self.add(Node::Link { netns: netns.clone(), id: name });
+            if netns == HOST {
+                on_host.insert(row.name, id);
+                if rooted(row.leased, &row.labels) {
+                    self.roots.push(id);
+                }
+            } else {
+                let netns = self.intern(Node::Netns(netns));
+                self.edges.push((netns, id, Edge::Full));
+            }
+            uses.extend(row.uses.into_iter().map(|name| (id, name)));
+            self.add_labels(id, &row.labels);
+            Ok(())
+        })?;
+        for (id, name) in uses {
+            if let Some(used) = on_host.get(&name) {
+                self.edges.push((id, *used, Edge::Full));
+            }
+        }
+        Ok(())
     }
 
     fn load_leases(&mut self, view: &ReadTx, namespace: &Namespace, moment: Moment) -> Result<()> {

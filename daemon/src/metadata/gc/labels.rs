@@ -118,6 +118,13 @@ fn target(kind: &str, value: &str, container: bool) -> Option<Node> {
     if of("image").is_some() {
         return Some(Node::Image(value.to_owned()));
     }
+    if of("netns").is_some() {
+        return Some(Node::Netns(value.to_owned()));
+    }
+    if of("link").is_some() {
+        let (netns, id) = value.split_once('/')?;
+        return Some(Node::Link { netns: netns.to_owned(), id: id.to_owned() });
+    }
     if container && of("container").is_some() {
         return Some(Node::Container(value.to_owned()));
     }

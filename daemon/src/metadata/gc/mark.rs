@@ -10,12 +10,14 @@ use crate::metadata::Namespace;
 #[derive(Default)]
 pub(super) struct Marked {
     namespaces: HashMap<Namespace, Marks>,
+    /// What nothing holds; what refers comes before what it refers to.
+    garbage: Vec<(Namespace, Node)>,
     /// Objects that nothing but their youth keeps.
     pub(super) spared: usize,
 }
 
 struct Marks {
-    levels: HashMap<Node, (Level, bool)>,
+    levels: HashMap<Node, Level>,
     /// What lives while another object does.
     dependants: HashMap<Node, Vec<Node>>,
 }
@@ -35,11 +37,12 @@ impl Marked {
                 dependants.entry(on.clone()).or_default().push(dependant.clone());
             }
         }
-        let levels = graph
-            .ids
-            .into_iter()
-            .map(|(node, id)| (node, (levels[id as usize], graph.present[id as usize])))
-            .collect();
+        for id in order(&graph, &levels) {
+            if let Some(node) = names[id as usize] {
+                self.garbage.push((namespace.clone(), node.clone()));
+            }
+        }
+        let levels = graph.ids.into_iter().map(|(node, id)| (node, levels[id as usize])).collect();
         self.namespaces.insert(namespace, Marks { levels, dependants });
     }
 
@@ -48,7 +51,8 @@ impl Marked {
         self.namespaces
             .get(namespace)
             .and_then(|marks| marks.levels.get(node))
-            .map_or(Level::None, |(level, _)| *level)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// What lives while this object does.
@@ -59,18 +63,10 @@ impl Marked {
             .map_or(&[], Vec::as_slice)
     }
 
-    /// What nothing holds, in a fixed order.
-    pub(super) fn garbage(&self) -> Vec<(Namespace, Node)> {
-        let mut garbage = Vec::new();
-        for (namespace, marks) in &self.namespaces {
-            for (node, (level, present)) in &marks.levels {
-                if *present && *level == Level::None {
-                    garbage.push((namespace.clone(), node.clone()));
-                }
-            }
-        }
-        garbage.sort_unstable();
-        garbage
+    /// What nothing holds; what refers to something comes before it, so that whatever is left
+    /// while some of it has been removed is complete.
+    pub(super) fn take_garbage(&mut self) -> Vec<(Namespace, Node)> {
+        std::mem::take(&mut self.garbage)
     }
 }
 
@@ -109,4 +105,33 @@ fn follow(graph: &Graph) -> (Vec<Level>, usize) {
     let spared = graph.fresh.iter().filter(|id| levels[**id as usize] == Level::None).count();
     spread(&mut levels, &graph.fresh);
     (levels, spared)
+}
+
+/// The garbage by number, what refers before what is referred to. Where references run in a
+/// circle, somewhere in it one does not.
+fn order(graph: &Graph, levels: &[Level]) -> Vec<u32> {
+    let garbage = |id: u32| graph.present[id as usize] && levels[id as usize] == Level::None;
+    let mut below: HashMap<u32, Vec<u32>> = HashMap::new();
+    for &(from, to, _) in graph.edges.iter().filter(|(from, to, _)| garbage(*from) && garbage(*to))
+    {
+        below.entry(from).or_default().push(to);
+    }
+    let mut seen = vec![false; levels.len()];
+    let mut finished = Vec::new();
+    for start in (0..levels.len()).filter_map(|id| u32::try_from(id).ok()).filter(|id| garbage(*id))
+    {
+        // Depth first without recursion: chains are as long as clients make them.
+        let mut open = vec![(start, false)];
+        while let Some((id, left)) = open.pop() {
+            if left {
+                finished.push(id);
+            } else if !std::mem::replace(&mut seen[id as usize], true) {
+                open.push((id, true));
+                let next = below.get(&id).into_iter().flatten();
+                open.extend(next.filter(|to| !seen[**to as usize]).map(|to| (*to, false)));
+            }
+        }
+    }
+    finished.reverse();
+    finished
 }

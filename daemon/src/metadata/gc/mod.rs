@@ -6,8 +6,9 @@
 //! 1. *Mark.* A view of the database is taken, and each namespace's objects and references are
 //!    read from it and followed from the roots. Writers go on; every object they create or change
 //!    from here on is noted down.
-//! 2. *Sweep.* In one transaction, what was not marked is removed, unless one of the noted objects
-//!    leads to it. Only this step makes writers wait.
+//! 2. *Sweep.* What was not marked is removed, unless one of the noted objects leads to it: in
+//!    many small transactions, between which writers go on, and what refers before what it refers
+//!    to. Whatever is still there is complete. Only these transactions make writers wait.
 //! 3. *Clean up.* Where objects were removed, by this or by clients, the stores below are walked
 //!    for what no record names. Each such object is taken alone, looked up again, and removed;
 //!    objects that a running call holds are left for the next time. Snapshots go children first.
@@ -65,24 +66,36 @@ pub enum Node {
     Lease(String),
     /// A blob on its way in, by the client's reference.
     Ingest(String),
+    /// A network namespace.
+    Netns(String),
+    /// A network link.
+    Link {
+        /// Id of its network namespace, or `host`.
+        netns: String,
+        /// Its id there.
+        id: String,
+    },
 }
 
 /// Which stores may hold something nobody knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dirty {
     pub(super) content: bool,
+    pub(super) network: bool,
     pub(super) snapshotters: BTreeSet<String>,
 }
 
 /// What one collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Records removed.
+    /// Records removed, sorted.
     pub removed: Vec<(Namespace, Node)>,
     /// Blobs and ingests removed from the content store.
     pub blobs_removed: usize,
     /// Snapshots removed from snapshotters.
     pub snapshots_removed: usize,
+    /// Networks removed.
+    pub networks_removed: usize,
     /// Objects that nothing refers to and that were left because they are fresh.
     pub spared: usize,
     /// How long marking and sweeping took.

@@ -12,50 +12,79 @@ use crate::metadata::record::{
 use crate::metadata::schema::Table;
 use crate::metadata::snapshot::Slot;
 use crate::metadata::txn::{View, WriteTx};
-use crate::metadata::{Event, Labels, Namespace, Result, leases, rows};
+use crate::metadata::{
+    Event, Labels, LinkRecord, Namespace, NetnsRecord, Result, leases, network, rows,
+};
 
 type Object = (Namespace, Node);
 
-/// Removes what was found to be garbage, except what `touched` objects lead to now.
-pub(super) fn sweep(
-    tx: &mut WriteTx<'_, '_>,
-    marked: &Marked,
-    garbage: Vec<Object>,
-    touched: Vec<Object>,
-) -> Result<Vec<Object>> {
-    let protected = protect(tx, marked, touched)?;
-    let mut removed = Vec::with_capacity(garbage.len());
-    for object in garbage {
-        if !protected.contains(&object) && remove(tx, &object.0, &object.1)? {
-            removed.push(object);
-        }
-    }
-    tx.effects.silent = true;
-    Ok(removed)
+/// A sweep under way, one transaction after the other. Writers run in between.
+pub(super) struct Sweep {
+    marked: Marked,
+    /// How much of the log of touched objects has been taken in.
+    seen: usize,
+    changed: HashSet<Object>,
+    protected: HashSet<Object>,
 }
 
-/// Everything that can be reached from `touched` in the present state of the database.
-///
-/// An object that was held in full when marking, and was not touched since, refers to what it
-/// referred to then: all of that is marked, and nothing new can be found behind it.
-fn protect(view: &impl View, marked: &Marked, touched: Vec<Object>) -> Result<HashSet<Object>> {
-    let changed: HashSet<Object> = touched.iter().cloned().collect();
-    let mut protected = HashSet::with_capacity(changed.len() * 2);
-    let mut open = touched;
-    while let Some(object) = open.pop() {
-        if protected.contains(&object) {
-            continue;
-        }
-        let (namespace, node) = &object;
-        if changed.contains(&object) || marked.level(namespace, node) != Level::Full {
-            references(view, namespace, node, &mut |node| open.push((namespace.clone(), node)))?;
-        }
-        for dependant in marked.dependants(namespace, node) {
-            open.push((namespace.clone(), dependant.clone()));
-        }
-        protected.insert(object);
+impl Sweep {
+    pub(super) fn new(marked: Marked) -> Self {
+        Self { marked, seen: 0, changed: HashSet::new(), protected: HashSet::new() }
     }
-    Ok(protected)
+
+    /// What was touched since the last call.
+    pub(super) fn news(&mut self, log: &[Object]) -> Vec<Object> {
+        let news = log.get(self.seen..).unwrap_or_default().to_vec();
+        self.seen = log.len();
+        news
+    }
+
+    /// Removes `garbage`, except what objects lead to that were `touched` meanwhile.
+    pub(super) fn remove(
+        &mut self,
+        tx: &mut WriteTx<'_, '_>,
+        garbage: Vec<Object>,
+        touched: Vec<Object>,
+    ) -> Result<Vec<Object>> {
+        self.protect(tx, touched)?;
+        let mut removed = Vec::with_capacity(garbage.len());
+        for object in garbage {
+            if !self.protected.contains(&object) && remove(tx, &object.0, &object.1)? {
+                removed.push(object);
+            }
+        }
+        tx.effects.silent = true;
+        Ok(removed)
+    }
+
+    /// Protects everything that can be reached from `touched` in the present state of the
+    /// database.
+    ///
+    /// An object that was held in full when marking, and was not touched since, refers to what it
+    /// referred to then: all of that is marked, and nothing new can be found behind it.
+    fn protect(&mut self, view: &impl View, touched: Vec<Object>) -> Result<()> {
+        for object in &touched {
+            // Touched again, it may refer to something else by now.
+            self.protected.remove(object);
+        }
+        self.changed.extend(touched.iter().cloned());
+        let mut open = touched;
+        while let Some(object) = open.pop() {
+            if self.protected.contains(&object) {
+                continue;
+            }
+            let (namespace, node) = &object;
+            if self.changed.contains(&object) || self.marked.level(namespace, node) != Level::Full {
+                let visit = &mut |node| open.push((namespace.clone(), node));
+                references(view, namespace, node, visit)?;
+            }
+            for dependant in self.marked.dependants(namespace, node) {
+                open.push((namespace.clone(), dependant.clone()));
+            }
+            self.protected.insert(object);
+        }
+        Ok(())
+    }
 }
 
 /// Calls `visit` with everything an object refers to.
@@ -102,6 +131,27 @@ fn references(
                 named(&row.labels);
                 if let (Some(snapshotter), Some(key)) = (row.snapshotter, row.snapshot_key) {
                     visit(Node::Snapshot { snapshotter, key });
+                }
+                if let Some(netns) = row.netns {
+                    visit(Node::Netns(netns));
+                }
+            }
+        }
+        Node::Netns(id) => {
+            if let Some(row) = rows::load::<NetnsRecord>(view, Table::Netns, &[within, id])? {
+                named(&row.labels);
+            }
+            for link in network::links_of(view, namespace, id)? {
+                visit(Node::Link { netns: link.netns, id: link.id });
+            }
+        }
+        Node::Link { netns, id } => {
+            if let Some(row) = rows::load::<LinkRecord>(view, Table::Links, &[within, netns, id])? {
+                named(&row.labels);
+                for host in network::links_of(view, namespace, network::HOST)? {
+                    if row.uses.contains(&host.name) {
+                        visit(Node::Link { netns: host.netns, id: host.id });
+                    }
                 }
             }
         }
@@ -150,6 +200,24 @@ fn remove(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, node: &Node) -> Resul
         }
         Node::Snapshot { snapshotter, key } => {
             return remove_snapshot(tx, namespace, snapshotter, key);
+        }
+        Node::Netns(id) => {
+            let row = rows::load::<NetnsRecord>(tx, Table::Netns, &[namespace.as_str(), id])?;
+            let Some(row) = row.filter(|row| !row.deleting) else { return Ok(false) };
+            // The kernel's part is deleted afterwards, and the record with it.
+            tx.effects.dirty_network = true;
+            let row = NetnsRecord { deleting: true, ..row };
+            rows::store(tx, Table::Netns, namespace, &[id.as_str()], &row)?;
+            return Ok(true);
+        }
+        Node::Link { netns, id } => {
+            let at = [namespace.as_str(), netns.as_str(), id.as_str()];
+            let row = rows::load::<LinkRecord>(tx, Table::Links, &at)?;
+            let Some(row) = row.filter(|row| !row.deleting) else { return Ok(false) };
+            tx.effects.dirty_network = true;
+            let row = LinkRecord { deleting: true, ..row };
+            rows::store(tx, Table::Links, namespace, &[netns.as_str(), id.as_str()], &row)?;
+            return Ok(true);
         }
         // Always roots.
         Node::Container(_) | Node::Sandbox(_) => return Ok(false),

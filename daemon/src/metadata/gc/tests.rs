@@ -56,8 +56,18 @@ impl World {
     }
 
     fn collect(&self, meanwhile: impl FnOnce()) -> usize {
+        let mut meanwhile = Some(meanwhile);
+        self.collect_between(|_| {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
+        })
+    }
+
+    /// As above, with `between` before each of the sweep's transactions.
+    fn collect_between(&self, between: impl FnMut(usize)) -> usize {
         let mut report = Report::default();
-        self.collector.collect_records(None, &mut report, meanwhile).unwrap();
+        self.collector.collect_records(None, &mut report, between).unwrap();
         report.removed.len()
     }
 }
@@ -166,4 +176,35 @@ fn what_was_made_before_the_collection_and_left_alone_goes() {
     });
     assert_eq!(removed, 3);
     assert!(!world.has(&first) && !world.has(&last));
+}
+
+#[test]
+fn what_is_found_between_two_transactions_of_a_sweep_is_whole() {
+    for taken_at in 0..4 {
+        let mut world = world();
+        world.collector.sweep_len = 1;
+        let (first, last) = world.chain();
+        let chain = [first, Digest::of(b"middle"), last];
+        world.blob("stray", &[]);
+        let complete = |at: &str| {
+            let here: Vec<bool> = chain.iter().map(|digest| world.has(digest)).collect();
+            assert!(
+                here.is_sorted(),
+                "{at}: something is there without what it refers to: {here:?}"
+            );
+            here.iter().position(|here| *here)
+        };
+        let mut taken = None;
+        world.collect_between(|number| {
+            let left = complete(&format!("before transaction {number}"));
+            if number == taken_at
+                && let Some(left) = left
+            {
+                let labels = [("seen".to_owned(), Some("1".to_owned()))].into();
+                world.store.update(&chain[left], &LabelUpdate::Merge(labels)).unwrap();
+                taken = Some(left);
+            }
+        });
+        assert_eq!(complete("in the end"), taken, "taken up at {taken_at}");
+    }
 }

@@ -26,6 +26,7 @@ use super::{Db, Error, Namespace, Object, Result, Scope, key, rows};
 
 mod commit;
 mod create;
+mod lost;
 mod records;
 
 pub(super) use self::records::Slot;
@@ -260,6 +261,10 @@ impl Snapshotter for NamespacedSnapshotter {
 
     fn cleanup(&self) -> crated_snapshot::Result<()> {
         self.backend().cleanup()
+    }
+
+    fn settle(&self) -> crated_snapshot::Result<()> {
+        self.backend().settle()
     }
 }
 

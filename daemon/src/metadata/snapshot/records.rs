@@ -93,7 +93,11 @@ impl Slot {
     }
 
     /// Writes the record and its indexes.
-    pub(super) fn store(&self, tx: &mut WriteTx<'_, '_>, row: &SnapshotRow) -> Result<()> {
+    pub(in crate::metadata) fn store(
+        &self,
+        tx: &mut WriteTx<'_, '_>,
+        row: &SnapshotRow,
+    ) -> Result<()> {
         tx.touch(&self.namespace, self.node());
         if let Some(parent) = &row.parent {
             tx.put(Table::Children, self.child_of(parent), Vec::new());

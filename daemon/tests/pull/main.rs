@@ -1,0 +1,14 @@
+//! Pulling through the transfer service.
+
+mod archive;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/gate.rs"]
+mod gate;
+#[path = "../common/images.rs"]
+mod images;
+mod once;
+mod resume;
+mod stacked;
+mod support;
+mod visible;
