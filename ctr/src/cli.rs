@@ -52,6 +52,9 @@ pub(crate) enum Command {
     /// Manage namespaces.
     #[command(visible_aliases = ["ns", "namespace"], subcommand)]
     Namespaces(commands::namespaces::Command),
+    /// Manage network namespaces and links.
+    #[command(subcommand)]
+    Net(commands::net::Command),
     /// Run a container.
     Run(Box<commands::run::Arguments>),
     /// Manage snapshots.

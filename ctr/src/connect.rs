@@ -1,6 +1,7 @@
 //! The connection to a daemon: one channel on its socket, one namespace for every call.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -39,20 +40,35 @@ impl Daemon {
             .parse()
             .map_err(|_| Error::Refused(format!("namespace {namespace:?} is invalid")))?;
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-        // Dialled once beforehand, because the transport hides the system's reason.
-        UnixStream::connect(&path).await.map_err(|cause| refused(cause.to_string()))?;
+        // Dialled beforehand, because the transport hides the system's reason.
+        let dialled = UnixStream::connect(&path).await;
+        let dialled = dialled.map_err(|cause| refused(cause.to_string()))?;
+        let dialled = Arc::new(Mutex::new(Some(dialled)));
         let mut endpoint = Endpoint::from_static("http://localhost");
         if let Some(timeout) = timeout {
             endpoint = endpoint.connect_timeout(timeout);
         }
         let channel = endpoint
             .connect_with_connector(service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                let (path, dialled) = (path.clone(), Arc::clone(&dialled));
+                async move {
+                    let ready = dialled.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    match ready {
+                        Some(stream) => Ok(TokioIo::new(stream)),
+                        None => UnixStream::connect(path).await.map(TokioIo::new),
+                    }
+                }
             }))
             .await
             .map_err(|cause| refused(cause.to_string()))?;
-        Ok(Self { channel, scope: Scope { namespace } })
+        Ok(Self { channel, scope: Scope { namespace, lease: None } })
+    }
+
+    /// The same daemon; what calls make is kept by a lease.
+    pub(crate) fn with_lease(&self, id: &str) -> Result<Self> {
+        let lease = id.parse().map_err(|_| Error::Refused(format!("lease {id:?} is invalid")))?;
+        let scope = Scope { lease: Some(lease), ..self.scope.clone() };
+        Ok(Self { channel: self.channel.clone(), scope })
     }
 
     /// What a typed client is built on.
@@ -70,11 +86,15 @@ impl Daemon {
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
     namespace: MetadataValue<Ascii>,
+    lease: Option<MetadataValue<Ascii>>,
 }
 
 impl Interceptor for Scope {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
+        if let Some(lease) = &self.lease {
+            request.metadata_mut().insert("containerd-lease", lease.clone());
+        }
         Ok(request)
     }
 }

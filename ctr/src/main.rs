@@ -13,6 +13,7 @@ mod rootfs;
 mod signal;
 mod spec;
 mod time;
+mod transfer;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,8 +34,9 @@ impl Exit {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    // One thread: whoever copies streams has threads of its own, and starting more takes longer
+    // than most commands.
+    let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::io("start", "the runtime"))
@@ -79,6 +81,7 @@ async fn dispatch(daemon: &Daemon, command: Command) -> Result<Exit> {
         Command::Images(command) => commands::images::run(daemon, command).await?,
         Command::Leases(command) => commands::leases::run(daemon, command).await?,
         Command::Namespaces(command) => commands::namespaces::run(daemon, command).await?,
+        Command::Net(command) => commands::net::run(daemon, command).await?,
         Command::Run(arguments) => return commands::run::run(daemon, *arguments).await,
         Command::Snapshots(arguments) => commands::snapshots::run(daemon, arguments).await?,
         Command::Tasks(command) => return commands::tasks::run(daemon, command).await,

@@ -193,4 +193,37 @@ mod tests {
         // Within the image the link points at itself, so nothing is found there.
         assert!(rootfs.user("daemon").is_err());
     }
+
+    #[test]
+    fn account_files_that_are_no_files_or_too_large_are_refused() {
+        let (folder, rootfs) = rootfs();
+        let passwd = folder.path().join("upper/etc/passwd");
+        std::fs::create_dir_all(passwd.parent().unwrap()).unwrap();
+        let mode = Mode::from(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &passwd, mode).unwrap();
+        assert!(rootfs.user("alice").is_err(), "a pipe");
+        std::fs::remove_file(&passwd).unwrap();
+        std::fs::create_dir(&passwd).unwrap();
+        assert!(rootfs.user("alice").is_err(), "a directory");
+        std::fs::remove_dir(&passwd).unwrap();
+        File::create(&passwd).unwrap().set_len(4 << 30).unwrap();
+        assert!(rootfs.user("alice").is_err(), "4 GiB of nothing");
+    }
+
+    #[test]
+    fn broken_lines_hide_no_account() {
+        let (folder, rootfs) = rootfs();
+        let passwd = folder.path().join("upper/etc/passwd");
+        std::fs::create_dir_all(passwd.parent().unwrap()).unwrap();
+        let mut text = ":::::::::\n\nshort\n".repeat(50_000);
+        text.push_str("12:x:5:5:::\nlast:x:77:78:::");
+        std::fs::write(&passwd, text).unwrap();
+        let last = rootfs.user("last").unwrap();
+        assert_eq!((last.uid(), last.gid()), (77, 78));
+        // Digits are a number, whatever an account is called.
+        assert_eq!(rootfs.user("12").unwrap().uid(), 12);
+        for digits in ["\u{ff11}", "36893488147419103232", "+0x1"] {
+            assert!(rootfs.user(digits).is_err(), "{digits}");
+        }
+    }
 }

@@ -29,6 +29,7 @@ fn help_names_every_noun() {
         "images",
         "leases",
         "namespaces",
+        "net",
         "run",
         "snapshots",
         "tasks",
@@ -66,5 +67,28 @@ fn what_cannot_be_asked_is_refused_before_anything_happens() {
     ] {
         let output = ctr(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn networks_are_spelled_as_people_know_them() {
+    for arguments in [
+        ["net", "ns", "create"],
+        ["net", "ns", "ls"],
+        ["net", "ns", "info"],
+        ["net", "ns", "rm"],
+        ["net", "link", "add"],
+        ["net", "link", "set"],
+        ["net", "link", "ls"],
+        ["net", "link", "rm"],
+        ["net", "addr", "add"],
+        ["net", "route", "add"],
+        ["net", "neigh", "add"],
+        ["net", "apply", "--dry-run"],
+        ["net", "stats", "host"],
+        ["net", "watch", "host"],
+    ] {
+        let output = ctr(&[arguments[0], arguments[1], arguments[2], "--help"]);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     }
 }

@@ -42,6 +42,8 @@ pub(crate) enum Command {
         #[arg(required = true)]
         digests: Vec<String>,
     },
+    /// Fetch an image without unpacking it.
+    Fetch(Box<super::images::FetchArguments>),
     /// Write a blob to standard output.
     Get {
         /// Its digest.
@@ -103,6 +105,7 @@ pub(crate) async fn run(daemon: &Daemon, command: Command) -> Result<()> {
                 output::line(digest);
             }
         }
+        Command::Fetch(arguments) => super::images::fetch(daemon, *arguments).await?,
         Command::Get { digest } => print(daemon, &digest).await?,
         Command::Ingest { expected_size, expected_digest, reference } => {
             ingest(daemon, reference, expected_size, expected_digest).await?;

@@ -6,6 +6,7 @@ pub(crate) mod events;
 pub(crate) mod images;
 pub(crate) mod leases;
 pub(crate) mod namespaces;
+pub(crate) mod net;
 pub(crate) mod plugins;
 pub(crate) mod run;
 pub(crate) mod snapshots;

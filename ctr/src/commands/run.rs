@@ -5,14 +5,16 @@ use std::path::PathBuf;
 
 use crated_api::Any;
 use crated_api::services::containers::v1::containers_client::ContainersClient;
-use crated_api::services::containers::v1::{Container, CreateContainerRequest, container};
+use crated_api::services::containers::v1::{
+    Container, CreateContainerRequest, DeleteContainerRequest, container,
+};
 use crated_api::types::Mount;
 use oci_spec::image::ImageConfiguration;
 use prost::Message;
 
 use super::images::DEFAULT_SNAPSHOTTER;
 use super::tasks::{Created, Streams};
-use super::{containers, images, snapshots, tasks};
+use super::{images, snapshots, tasks};
 use crate::connect::{Daemon, client};
 use crate::error::{Error, Result};
 use crate::rootfs::Rootfs;
@@ -73,6 +75,9 @@ pub(crate) struct Arguments {
     /// Namespaces to join, such as network:/run/netns/x.
     #[arg(long)]
     with_ns: Vec<String>,
+    /// Join the network namespace of this id; see `ctr net`.
+    #[arg(long, alias = "net-ns", conflicts_with = "net_host")]
+    netns: Option<String>,
     /// Users of a new user namespace, as CONTAINER:HOST:SIZE.
     #[arg(long)]
     uidmap: Vec<String>,
@@ -131,9 +136,13 @@ struct RuncOptions {
 }
 
 /// Runs one container; its exit code becomes this program's.
-pub(crate) async fn run(daemon: &Daemon, arguments: Arguments) -> Result<Exit> {
+pub(crate) async fn run(daemon: &Daemon, mut arguments: Arguments) -> Result<Exit> {
     if arguments.rm && arguments.streams.detach {
         return Err(Error::Refused("flags --detach and --rm cannot be specified together".into()));
+    }
+    if let Some(id) = &arguments.netns {
+        let path = super::net::path(daemon, id).await?;
+        arguments.with_ns.push(format!("network:{path}"));
     }
     if !arguments.uidmap.is_empty() && !arguments.rootfs {
         return run_remapped(daemon, arguments).await;
@@ -167,11 +176,11 @@ async fn run_with(
         return outcome;
     }
     let remove = arguments.rm || outcome.is_err();
-    let task = match tasks::delete(daemon, &arguments.id, "").await {
-        Err(error) if !error.is_not_found() => Some(error),
-        _ => None,
-    };
-    if remove && let Err(error) = containers::delete(daemon, &arguments.id, false).await {
+    let task = tasks::forget(daemon, &arguments.id).await.err();
+    if remove
+        && task.is_none()
+        && let Err(error) = remove_all(daemon, &arguments, &made).await
+    {
         output::warn(format!("container {} was not removed: {error}", arguments.id));
     }
     match (outcome, task) {
@@ -184,6 +193,23 @@ async fn run_with(
 struct Made {
     rootfs: Vec<Mount>,
     options: Option<Any>,
+    /// Empty without a snapshot.
+    snapshot_key: String,
+}
+
+/// Removes snapshot and record, side by side: neither needs the other, and the daemon collects
+/// a snapshot nobody refers to.
+async fn remove_all(daemon: &Daemon, arguments: &Arguments, made: &Made) -> Result<()> {
+    let request = DeleteContainerRequest { id: arguments.id.clone() };
+    let mut containers = client!(daemon, ContainersClient);
+    let record = async { containers.delete(request).await.map_err(Error::from) };
+    let snapshot = async {
+        if !made.snapshot_key.is_empty() {
+            snapshots::remove(daemon, &arguments.snapshotter, &made.snapshot_key).await;
+        }
+    };
+    let (record, ()) = tokio::join!(record, snapshot);
+    record.map(drop)
 }
 
 async fn start(daemon: &Daemon, arguments: &Arguments, made: &Made) -> Result<Exit> {
@@ -205,43 +231,69 @@ async fn create(
     snapshot_labels: BTreeMap<String, String>,
 ) -> Result<Made> {
     let id = &arguments.id;
-    let (config, rootfs, snapshot_key) = if arguments.rootfs {
+    if arguments.rootfs {
         let bind = Mount {
             r#type: "bind".to_owned(),
             source: arguments.image.clone(),
             options: vec!["rbind".to_owned(), "rw".to_owned()],
             ..Mount::default()
         };
-        (None, vec![bind], String::new())
+        let container = record(daemon, arguments, None, std::slice::from_ref(&bind), "")?;
+        return made(vec![bind], String::new(), store(daemon, container).await?);
+    }
+    let config = configuration(daemon, arguments).await?;
+    let parent = chain::top(config.rootfs().diff_ids());
+    let (snapshotter, labels) = (&arguments.snapshotter, snapshot_labels);
+    let prepared = async {
+        let mounts = snapshots::prepare(daemon, snapshotter, id, &parent, labels).await;
+        mounts.map_err(|error| already(error, id))
+    };
+    let (rootfs, container) = if has_named_user(&config) {
+        let rootfs = prepared.await?;
+        let container = match record(daemon, arguments, Some(&config), &rootfs, id) {
+            Ok(container) => store(daemon, container).await,
+            Err(error) => Err(error),
+        };
+        (Ok(rootfs), container)
     } else {
-        let config = configuration(daemon, arguments).await?;
-        let parent = chain::top(config.rootfs().diff_ids());
-        let labels = snapshot_labels;
-        let mounts = snapshots::prepare(daemon, &arguments.snapshotter, id, &parent, labels).await;
-        let mounts = mounts.map_err(|error| already(error, id))?;
-        (Some(config), mounts, id.clone())
+        // The record says nothing that depends on the snapshot's files.
+        let container = record(daemon, arguments, Some(&config), &[], id)?;
+        tokio::join!(prepared, store(daemon, container))
     };
-    let record = record(daemon, arguments, config.as_ref(), &rootfs, &snapshot_key);
-    let created = match record {
-        Ok(container) => client!(daemon, ContainersClient)
-            .create(CreateContainerRequest { container: Some(container.clone()) })
-            .await
-            .map(|_| container)
-            .map_err(Error::from),
-        Err(error) => Err(error),
-    };
-    match created {
-        Ok(container) => {
-            let options = container.runtime.and_then(|runtime| runtime.options);
-            Ok(Made { rootfs, options })
+    match (rootfs, container) {
+        (Ok(rootfs), Ok(container)) => made(rootfs, id.clone(), container),
+        (Ok(_), Err(error)) => {
+            snapshots::remove(daemon, snapshotter, id).await;
+            Err(error)
         }
-        Err(error) => {
-            if !snapshot_key.is_empty() {
-                snapshots::remove(daemon, &arguments.snapshotter, &snapshot_key).await;
+        (Err(error), container) => {
+            // A record that could not be made is another container's.
+            if container.is_ok() {
+                let request = DeleteContainerRequest { id: id.clone() };
+                if let Err(error) = client!(daemon, ContainersClient).delete(request).await {
+                    output::warn(format!("container {id} was not removed: {}", error.message()));
+                }
             }
             Err(error)
         }
     }
+}
+
+fn made(rootfs: Vec<Mount>, snapshot_key: String, container: Container) -> Result<Made> {
+    let options = container.runtime.and_then(|runtime| runtime.options);
+    Ok(Made { rootfs, options, snapshot_key })
+}
+
+/// Whether the image names its user, whom only the files of the image tell the number of.
+fn has_named_user(config: &ImageConfiguration) -> bool {
+    let user = config.config().as_ref().and_then(|config| config.user().as_ref());
+    user.is_some_and(|user| !user.is_empty())
+}
+
+async fn store(daemon: &Daemon, container: Container) -> Result<Container> {
+    let request = CreateContainerRequest { container: Some(container.clone()) };
+    client!(daemon, ContainersClient).create(request).await?;
+    Ok(container)
 }
 
 /// The snapshot carries the container's id, so a second one of that name shows up here first.

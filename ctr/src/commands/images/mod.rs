@@ -1,6 +1,11 @@
 //! `ctr images`
 
+mod archive;
+mod convert;
+mod mount;
 mod pull;
+mod push;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -20,7 +25,7 @@ use crate::output::{self, Padding, Table};
 use crate::spec::split_pair;
 use crate::{chain, documents};
 
-pub(crate) use pull::DEFAULT_SNAPSHOTTER;
+pub(crate) use pull::{DEFAULT_SNAPSHOTTER, FetchArguments, fetch};
 
 /// What to do with images.
 #[derive(Debug, clap::Subcommand)]
@@ -33,6 +38,12 @@ pub(crate) enum Command {
         /// Filters, such as `name==x`.
         filters: Vec<String>,
     },
+    /// Convert an image into another form.
+    Convert(convert::Arguments),
+    /// Write images into an archive.
+    Export(archive::Export),
+    /// Read images from an archive.
+    Import(archive::Import),
     /// List images.
     #[command(visible_alias = "ls")]
     List {
@@ -50,8 +61,16 @@ pub(crate) enum Command {
         #[arg(required = true)]
         labels: Vec<String>,
     },
+    /// Mount an image that is unpacked.
+    Mount(mount::Arguments),
     /// Pull an image from a registry and unpack it.
-    Pull(pull::Arguments),
+    Pull(Box<pull::Arguments>),
+    /// Push an image to a registry.
+    Push(Box<push::Arguments>),
+    /// Unmount an image.
+    Unmount(mount::Unmount),
+    /// Show what the layers of an image occupy.
+    Usage(usage::Arguments),
     /// Remove images by name.
     #[command(visible_aliases = ["rm", "del", "remove"])]
     Delete {
@@ -81,7 +100,14 @@ pub(crate) async fn run(daemon: &Daemon, command: Command) -> Result<()> {
         Command::Check { snapshotter, filters } => check(daemon, &snapshotter, filters).await,
         Command::List { quiet, filters } => list(daemon, quiet, filters).await,
         Command::Label { name, labels } => label(daemon, name, &labels).await,
-        Command::Pull(arguments) => pull::run(daemon, arguments).await,
+        Command::Convert(arguments) => convert::run(daemon, arguments).await,
+        Command::Export(arguments) => archive::export(daemon, arguments).await,
+        Command::Import(arguments) => archive::import(daemon, arguments).await,
+        Command::Mount(arguments) => mount::run(daemon, arguments).await,
+        Command::Pull(arguments) => pull::run(daemon, *arguments).await,
+        Command::Push(arguments) => push::run(daemon, *arguments).await,
+        Command::Unmount(arguments) => mount::unmount_image(daemon, arguments).await,
+        Command::Usage(arguments) => usage::run(daemon, arguments).await,
         Command::Delete { sync, names } => delete(daemon, sync, names).await,
         Command::Tag { force, source, names } => tag(daemon, force, &source, names).await,
     }

@@ -138,6 +138,15 @@ pub(crate) async fn delete(daemon: &Daemon, id: &str, exec_id: &str) -> Result<D
     Ok(answer.into_inner())
 }
 
+/// Deletes a task that has ended; one that is not there is deleted.
+pub(crate) async fn forget(daemon: &Daemon, id: &str) -> Result<()> {
+    let request = DeleteTaskRequest { container_id: id.to_owned() };
+    match client!(daemon, TasksClient).delete(request).await.map_err(Error::from) {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The state of a task, or of one of its further processes.
 pub(crate) async fn process(daemon: &Daemon, id: &str, exec_id: &str) -> Result<Process> {
     let request = GetRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
