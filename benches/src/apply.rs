@@ -1,4 +1,4 @@
-//! Layers into directories, by the applier and by GNU tar.
+//! Layers into directories, by the applier, by GNU tar and by umoci.
 
 use std::io;
 use std::path::Path;
@@ -10,6 +10,7 @@ use crated_snapshot::{Applier, ApplyOptions, Compression, Mount, TarApplier};
 use crate::layer::Layer;
 use crate::samples::{Contender, Measured, interleave};
 use crate::settings::Settings;
+use crate::umoci::Image;
 use crate::volume::Volume;
 
 /// The times and ratios of this hop.
@@ -39,11 +40,18 @@ pub fn measure(volume: &mut Volume, settings: &Settings) -> io::Result<Measured>
         "apply-small-files-over-tar",
         Layer::small_files(small)?,
     )?;
-    compare(
-        ["root in gzip: crated-snapshot", "root in gzip: GNU tar"],
-        "apply-root-gzip-over-tar",
-        gzip()?,
-    )?;
+    let layer = gzip()?;
+    let image = Image::create(&layer, &plain()?)?;
+    let mut contenders: [Contender<'_>; 3] = [
+        Box::new(|directory| apply(&layer, directory)),
+        Box::new(|directory| gnu_tar(&layer, directory)),
+        Box::new(|directory| image.unpack(directory)),
+    ];
+    let samples = interleave(volume, settings.rounds, &mut contenders)?;
+    let names = ["root in gzip: crated-snapshot", "root in gzip: GNU tar", "root in gzip: umoci"];
+    let medians = measured.rows(&names, samples);
+    measured.ratio("apply-root-gzip-over-tar", medians[0], medians[1]);
+    measured.ratio("apply-root-gzip-over-umoci", medians[0], medians[2]);
     Ok(measured)
 }
 

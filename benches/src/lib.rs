@@ -19,11 +19,14 @@ pub mod ingest;
 pub mod layer;
 mod machine;
 pub mod mount;
+pub mod network;
 mod noise;
+pub mod pipeline;
 pub mod prepare;
 mod require;
 mod samples;
 mod settings;
+pub mod umoci;
 mod volume;
 
 pub use machine::Machine;

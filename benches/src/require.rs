@@ -39,5 +39,5 @@ fn say(message: &str) {
     eprintln!("{message}");
 }
 
-/// GNU tar and gzip are what the applier is compared with.
-const TOOLS: [&str; 4] = ["losetup", "mkfs.ext4", "tar", "gzip"];
+/// GNU tar, gzip and umoci are what the applier is compared with.
+const TOOLS: [&str; 5] = ["losetup", "mkfs.ext4", "tar", "gzip", "umoci"];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crated_benches::{Machine, Settings, Volume, apply, budget, ingest, mount, prepare};
+use crated_benches::{Machine, Settings, Volume, apply, budget, ingest, mount, pipeline, prepare};
 
 #[test]
 fn every_hop_can_be_measured_and_every_ratio_has_its_budget() {
@@ -15,7 +15,9 @@ fn every_hop_can_be_measured_and_every_ratio_has_its_budget() {
     assert_eq!(machine.filesystem, "ext4 with journal on a loop device, direct I/O");
 
     let mut measured = BTreeSet::new();
-    for measure in [ingest::measure, apply::measure, prepare::measure, mount::measure] {
+    for measure in
+        [ingest::measure, apply::measure, pipeline::measure, prepare::measure, mount::measure]
+    {
         let hop = measure(&mut volume, &settings).unwrap();
         for row in &hop.rows {
             assert!(row.samples.count() >= settings.rounds, "{}", row.name);

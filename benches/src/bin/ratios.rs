@@ -1,6 +1,6 @@
 //! Measures every hop against what it is compared with and holds the ratios to `budgets.toml`.
 //!
-//! `ratios [ingest] [apply] [prepare] [mount]`, all of them without arguments. Succeeds when every
+//! `ratios [ingest] [apply] [pipeline] [prepare] [mount]`, all of them without arguments. Succeeds when every
 //! budget of the hops named is met. The output is Markdown.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
@@ -8,7 +8,9 @@
 use std::io;
 use std::process::ExitCode;
 
-use crated_benches::{Machine, Measured, Settings, Volume, apply, budget, ingest, mount, prepare};
+use crated_benches::{
+    Machine, Measured, Settings, Volume, apply, budget, ingest, mount, pipeline, prepare,
+};
 
 fn main() -> ExitCode {
     match run() {
@@ -78,9 +80,10 @@ fn print_verdicts(measured: &Measured) -> bool {
 
 type Measure = fn(&mut Volume, &Settings) -> io::Result<Measured>;
 
-const HOPS: [(&str, Measure); 4] = [
+const HOPS: [(&str, Measure); 5] = [
     ("ingest", ingest::measure),
     ("apply", apply::measure),
+    ("pipeline", pipeline::measure),
     ("prepare", prepare::measure),
     ("mount", mount::measure),
 ];
