@@ -1,6 +1,7 @@
 //! `ctr`: a command line for crated and containerd, for people who debug them.
 #![forbid(unsafe_code)]
 
+mod beside;
 mod chain;
 mod cli;
 mod commands;

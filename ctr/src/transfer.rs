@@ -1,7 +1,7 @@
 //! Transfers: the daemon does the work; this program lends it streams and shows its progress.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Read as _;
 
 use crated_api::services::streaming::v1::StreamInit;
 use crated_api::services::streaming::v1::streaming_client::StreamingClient;
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use crate::beside::{Sink, Source};
 use crate::connect::{Daemon, client};
 use crate::documents::host_platform;
 use crate::error::{Error, Result};
@@ -65,12 +66,16 @@ pub(crate) struct PlatformArguments {
 impl PlatformArguments {
     /// The platforms wanted; none for all.
     pub(crate) fn wanted(&self) -> Result<Vec<Platform>> {
-        let wanted = match (self.all_platforms, self.platform.is_empty()) {
+        self.names().iter().map(|text| parse_platform(text)).collect()
+    }
+
+    /// The platforms wanted, as they were written; none for all.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match (self.all_platforms, self.platform.is_empty()) {
             (true, _) => Vec::new(),
             (false, true) => vec![host_platform()],
             (false, false) => self.platform.clone(),
-        };
-        wanted.iter().map(|text| parse_platform(text)).collect()
+        }
     }
 
     /// Where images are unpacked, for the first platform wanted.
@@ -251,27 +256,32 @@ pub(crate) fn stream_id(purpose: &str) -> Result<String> {
 /// Bytes in one message.
 const MESSAGE_BYTES_MAX: usize = 32 << 10;
 
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+
 /// Sends a file, no faster than the daemon grants. Ends early when the daemon wants no more.
-pub(crate) async fn send(mut stream: Stream, mut from: impl Read + Send + 'static) -> Result<()> {
+///
+/// Returns the other direction, to be held until the transfer is over: whoever hangs up before
+/// takes back what is still on its way.
+pub(crate) async fn send(mut stream: Stream, mut from: Source) -> Result<tonic::Streaming<Any>> {
     let mut window = 0_usize;
-    let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     loop {
         while window == 0 {
-            let Some(Ok(packed)) = stream.receive.next().await else { return Ok(()) };
+            let Some(Ok(packed)) = stream.receive.next().await else { return Ok(stream.receive) };
             if let Ok(grant) = any::unpack::<WindowUpdate>(&packed) {
                 window += usize::try_from(grant.update).unwrap_or(0);
             }
         }
-        let want = buffer.len().min(window);
-        let count = tokio::task::block_in_place(|| from.read(&mut buffer[..want]))
-            .map_err(Error::io("read", "archive"))?;
-        if count == 0 {
-            return Ok(());
+        let part = from.read(READ_BYTES.min(window)).await?;
+        if part.is_empty() {
+            return Ok(stream.receive);
         }
-        window -= count;
-        let data = Data { data: buffer[..count].to_vec().into() };
-        if stream.send.send(any::pack(&data)).is_err() {
-            return Ok(());
+        window -= part.len();
+        for message in part.chunks(MESSAGE_BYTES_MAX) {
+            let data = Data { data: message.to_vec().into() };
+            if stream.send.send(any::pack(&data)).is_err() {
+                return Ok(stream.receive);
+            }
         }
     }
 }
@@ -280,10 +290,7 @@ pub(crate) async fn send(mut stream: Stream, mut from: impl Read + Send + 'stati
 const WINDOW_BYTES: i32 = 1 << 20;
 
 /// Receives into a file until the daemon ends the stream.
-pub(crate) async fn receive(
-    mut stream: Stream,
-    mut into: impl Write + Send + 'static,
-) -> Result<()> {
+pub(crate) async fn receive(mut stream: Stream, mut into: Sink) -> Result<()> {
     let mut granted = 0;
     loop {
         if granted < WINDOW_BYTES / 2 {
@@ -296,10 +303,9 @@ pub(crate) async fn receive(
         let Some(packed) = stream.receive.next().await else { break };
         let Ok(data) = any::unpack::<Data>(&packed?) else { continue };
         granted -= i32::try_from(data.data.len()).unwrap_or(i32::MAX).min(granted);
-        tokio::task::block_in_place(|| into.write_all(&data.data))
-            .map_err(Error::io("write", "archive"))?;
+        into.write(data.data.to_vec()).await?;
     }
-    tokio::task::block_in_place(|| into.flush()).map_err(Error::io("write", "archive"))
+    into.flush().await
 }
 
 /// Prints what happens to each object: once when it starts and once when it is there.

@@ -1,7 +1,6 @@
 //! `ctr content`
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 
 use crated_api::FieldMask;
 use crated_api::services::content::v1::content_client::ContentClient;
@@ -12,6 +11,7 @@ use crated_api::services::content::v1::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::beside::Source;
 use crate::connect::{Daemon, client};
 use crate::error::{Error, Result};
 use crate::output::{self, Padding, Table};
@@ -172,19 +172,18 @@ async fn ingest(daemon: &Daemon, reference: String, total: i64, expected: String
     let mut answers =
         client!(daemon, ContentClient).write(ReceiverStream::new(outgoing)).await?.into_inner();
     let mut offset = next_offset(&mut answers).await?;
-    let mut input = tokio::task::block_in_place(std::io::stdin);
-    skip(&mut input, offset)?;
+    let mut input = Source::new(std::io::stdin(), "standard input");
+    // What an earlier, interrupted transfer already stored.
+    input.skip(u64::try_from(offset).unwrap_or_default()).await?;
 
-    let mut buffer = vec![0; PART_BYTES];
     loop {
-        let count = tokio::task::block_in_place(|| input.read(&mut buffer))
-            .map_err(Error::io("read", "standard input"))?;
-        if count == 0 {
+        let part = input.read(PART_BYTES).await?;
+        if part.is_empty() {
             break;
         }
         message.action = WriteAction::Write.into();
         message.offset = offset;
-        message.data = buffer[..count].to_vec().into();
+        message.data = part.into();
         // A refusal arrives as the answer; the channel's end says less.
         let _ = send.send(message.clone()).await;
         offset = next_offset(&mut answers).await?;
@@ -203,18 +202,6 @@ async fn next_offset(
     let answer = answers.message().await?;
     let ended = || Error::Refused("the daemon ended the transfer without an answer".to_owned());
     Ok(answer.ok_or_else(ended)?.offset)
-}
-
-/// Passes over what an earlier, interrupted transfer already stored.
-fn skip(input: &mut impl std::io::Read, offset: i64) -> Result<()> {
-    let done = u64::try_from(offset).unwrap_or_default();
-    let passed = std::io::copy(&mut input.take(done), &mut std::io::sink())
-        .map_err(Error::io("read", "standard input"))?;
-    if passed == done {
-        Ok(())
-    } else {
-        Err(Error::Refused(format!("{done} bytes are stored already, but only {passed} came in")))
-    }
 }
 
 fn since(moment: Option<crated_api::Timestamp>) -> std::time::Duration {

@@ -133,7 +133,15 @@ async fn open(
     let mut ingest = Ingest::new(&key).total(len_bytes);
     ingest.expected = promised;
     let store: Arc<dyn Store> = fetch.store.clone();
-    match fetch.blocking.quick(move || store.writer(&ingest)).await? {
+    let writer = move || {
+        let mut writer = store.writer(&ingest)?;
+        if writer.status().offset > 0 {
+            // Another namespace has the blob. The archive has its bytes too, and shows them.
+            writer.truncate()?;
+        }
+        Ok(writer)
+    };
+    match fetch.blocking.quick(writer).await? {
         Ok(writer) => Ok(Some((writer, key))),
         Err(crated_content::Error::AlreadyExists(_)) => Ok(None),
         Err(error) => Err(Error::content(key)(error)),

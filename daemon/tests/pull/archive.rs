@@ -33,9 +33,13 @@ struct Stream {
 }
 
 async fn open(fixture: &Fixture, id: &str) -> Stream {
+    open_in(fixture, NAMESPACE, id).await
+}
+
+async fn open_in(fixture: &Fixture, namespace: &str, id: &str) -> Stream {
     let (send, outgoing) = mpsc::unbounded_channel();
     send.send(any::pack(&StreamInit { id: id.to_owned() })).unwrap();
-    let request = in_namespace(NAMESPACE, UnboundedReceiverStream::new(outgoing));
+    let request = in_namespace(namespace, UnboundedReceiverStream::new(outgoing));
     let mut client = StreamingClient::new(fixture.channel.clone());
     let mut receive = client.stream(request).await.unwrap().into_inner();
     receive.message().await.unwrap().unwrap();
@@ -78,10 +82,19 @@ async fn receive(mut stream: Stream) -> Vec<u8> {
 }
 
 async fn transfer(fixture: &Fixture, source: Any, destination: Any) -> Result<(), Status> {
+    transfer_in(fixture, NAMESPACE, source, destination).await
+}
+
+async fn transfer_in(
+    fixture: &Fixture,
+    namespace: &str,
+    source: Any,
+    destination: Any,
+) -> Result<(), Status> {
     let request =
         TransferRequest { source: Some(source), destination: Some(destination), options: None };
     let mut client = TransferClient::new(fixture.channel.clone());
-    client.transfer(in_namespace(NAMESPACE, request)).await.map(drop)
+    client.transfer(in_namespace(namespace, request)).await.map(drop)
 }
 
 async fn export(fixture: &Fixture, name: &str) -> Result<Vec<u8>, Status> {
@@ -93,7 +106,11 @@ async fn export(fixture: &Fixture, name: &str) -> Result<Vec<u8>, Status> {
 }
 
 async fn import(fixture: &Fixture, archive: Vec<u8>) -> Result<(), Status> {
-    let sent = tokio::spawn(send(open(fixture, "import").await, archive));
+    import_in(fixture, NAMESPACE, archive).await
+}
+
+async fn import_in(fixture: &Fixture, namespace: &str, archive: Vec<u8>) -> Result<(), Status> {
+    let sent = tokio::spawn(send(open_in(fixture, namespace, "import").await, archive));
     let source = ImageImportStream { stream: "import".to_owned(), ..Default::default() };
     let reference = ImageReference {
         name: "imported.test/x".to_owned(),
@@ -110,7 +127,8 @@ async fn import(fixture: &Fixture, archive: Vec<u8>) -> Result<(), Status> {
         extra_references: vec![reference],
         ..ImageStore::default()
     };
-    let imported = transfer(fixture, any::pack(&source), any::pack(&destination)).await;
+    let (source, destination) = (any::pack(&source), any::pack(&destination));
+    let imported = transfer_in(fixture, namespace, source, destination).await;
     sent.await.unwrap();
     imported
 }
@@ -149,6 +167,19 @@ async fn what_is_exported_is_imported_byte_for_byte() {
     assert_eq!(digest_of(&second, &name).await, digest_of(&first, &name).await);
     assert_eq!(snapshot_names_of(&second, "overlayfs").await.len(), 2);
     assert_eq!(export(&second, &name).await.unwrap(), archive, "the same image, the same bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_namespace_has_is_imported_all_the_same() {
+    let fixture = Fixture::start().await;
+    let (_registry, name) = pulled(&fixture).await;
+    let archive = export(&fixture, &name).await.unwrap();
+
+    import_in(&fixture, "elsewhere", archive).await.unwrap();
+
+    let request = in_namespace("elsewhere", GetImageRequest { name });
+    let answer = ImagesClient::new(fixture.channel.clone()).get(request).await.unwrap();
+    assert!(answer.into_inner().image.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,6 @@
 //! `ctr images import` and `ctr images export`
 
 use std::fs::File;
-use std::io::{Read, Write};
 use std::time::SystemTime;
 
 use crated_api::any;
@@ -10,6 +9,7 @@ use crated_api::types::transfer::{
 };
 
 use super::DEFAULT_SNAPSHOTTER;
+use crate::beside::{Sink, Source};
 use crate::connect::Daemon;
 use crate::error::{Error, Result};
 use crate::transfer::{self, PlatformArguments};
@@ -70,9 +70,9 @@ pub(crate) struct Export {
 
 /// Imports the images of an archive, and prints their names.
 pub(crate) async fn import(daemon: &Daemon, arguments: Import) -> Result<()> {
-    let input: Box<dyn Read + Send> = match arguments.file.as_str() {
-        "-" => Box::new(std::io::stdin()),
-        path => Box::new(File::open(path).map_err(Error::io("open", path))?),
+    let input = match arguments.file.as_str() {
+        "-" => Source::new(std::io::stdin(), "standard input"),
+        path => Source::new(File::open(path).map_err(Error::io("open", path))?, path),
     };
     let today = time::rfc3339(SystemTime::now());
     let today = today.split('T').next().unwrap_or_default();
@@ -97,17 +97,21 @@ pub(crate) async fn import(daemon: &Daemon, arguments: Import) -> Result<()> {
     let stream = transfer::stream_id("import")?;
     let sent = tokio::spawn(transfer::send(transfer::open(daemon, &stream).await?, input));
     let source = ImageImportStream { stream, ..ImageImportStream::default() };
-    let saved = transfer::run(daemon, any::pack(&source), any::pack(&destination), false).await?;
-    sent.await.map_err(|error| Error::Refused(error.to_string()))??;
+    let saved = transfer::run(daemon, any::pack(&source), any::pack(&destination), false).await;
+    if saved.is_ok() || sent.is_finished() {
+        // What could not be read is the cause of what the daemon then says.
+        sent.await.map_err(|error| Error::Refused(error.to_string()))??;
+    }
+    let saved = saved?;
     saved.iter().for_each(|name| output::line(format!("saved {name}")));
     Ok(())
 }
 
 /// Writes images into an archive.
 pub(crate) async fn export(daemon: &Daemon, arguments: Export) -> Result<()> {
-    let out: Box<dyn Write + Send> = match arguments.file.as_str() {
-        "-" => Box::new(std::io::stdout()),
-        path => Box::new(File::create(path).map_err(Error::io("create", path))?),
+    let out = match arguments.file.as_str() {
+        "-" => Sink::new(std::io::stdout(), "standard output"),
+        path => Sink::new(File::create(path).map_err(Error::io("create", path))?, path),
     };
     let reference = |name: &String| ImageReference { name: name.clone(), ..Default::default() };
     let source = ImageStore {

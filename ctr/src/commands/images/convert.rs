@@ -169,7 +169,7 @@ impl Conversion<'_> {
             Decoder::zstd()?
         };
         while let Some(part) = parts.message().await? {
-            let inflated = tokio::task::block_in_place(|| decoder.push(&part.data));
+            let inflated = decoder.push(&part.data);
             writer.write(inflated.map_err(Error::io("inflate", digest(layer)))?).await?;
         }
         let rest = decoder.finish().map_err(Error::io("inflate", digest(layer)))?;

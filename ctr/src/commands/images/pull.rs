@@ -6,7 +6,8 @@ use crated_api::any;
 use crated_api::types::transfer::ImageStore;
 
 use crate::connect::Daemon;
-use crate::error::Result;
+use crate::documents;
+use crate::error::{Error, Result};
 use crate::spec::split_pair;
 use crate::transfer::{self, PlatformArguments, RegistryArguments};
 
@@ -51,12 +52,31 @@ pub(crate) struct FetchArguments {
 /// Pulls one image and unpacks it.
 pub(crate) async fn run(daemon: &Daemon, arguments: Arguments) -> Result<()> {
     let unpack = arguments.fetch.platforms.unpack_into(&arguments.snapshotter)?;
-    transfer(
-        daemon,
-        &arguments.fetch,
-        ImageStore { unpacks: vec![unpack], ..ImageStore::default() },
-    )
-    .await
+    let store = ImageStore { unpacks: vec![unpack], ..ImageStore::default() };
+    transfer(daemon, &arguments.fetch, store).await?;
+    if lacks_layers(daemon, &arguments.fetch).await? {
+        // Unpacking fetches no layer whose snapshot is there. Who pulls may want to push, too.
+        transfer(daemon, &arguments.fetch, ImageStore::default()).await?;
+    }
+    Ok(())
+}
+
+async fn lacks_layers(daemon: &Daemon, arguments: &FetchArguments) -> Result<bool> {
+    let target = super::get(daemon, &arguments.reference).await?.target.unwrap_or_default();
+    for platform in arguments.platforms.names() {
+        let parts = match documents::parts(daemon, &target, &platform).await {
+            Ok(parts) => parts,
+            // Written otherwise in the image, or none of an image.
+            Err(Error::Refused(_) | Error::Malformed { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        for layer in parts.manifest.layers() {
+            if !documents::exists(daemon, layer.digest().as_ref()).await? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Fetches one image and leaves it packed.
