@@ -59,7 +59,7 @@ fn text(bytes: Vec<u8>) -> String {
 async fn registry() -> (MemoryRegistry, String, String) {
     let registry = MemoryRegistry::start().await.expect("a registry");
     let files: [(&str, u32, &[u8]); 2] = [("etc/a", 0o644, b"lower"), ("etc/b", 0o600, b"kept")];
-    let noise = images::noise(300_000);
+    let noise = images::noise(3_000_000);
     let upper = Layer::of(&[("etc/noise", 0o644, &noise)]);
     images::put(&registry, "a/b", Some("1"), host_architecture(), &[&Layer::of(&files), &upper]);
     images::put(
