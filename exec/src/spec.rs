@@ -56,6 +56,17 @@ impl Glance {
         self.root.as_ref().map(|root| root.path.as_str()).filter(|path| !path.is_empty())
     }
 
+    /// Whether hooks run when the container has been started.
+    pub fn has_poststart_hooks(&self) -> bool {
+        self.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty())
+    }
+
+    /// Whether the container's share of caches is limited, for which runtimes make a folder
+    /// outside of cgroups.
+    pub fn has_cache_limits(&self) -> bool {
+        self.linux.as_ref().is_some_and(|linux| linux.intel_rdt.is_some())
+    }
+
     /// Whether hooks run when the container is deleted.
     pub fn has_poststop_hooks(&self) -> bool {
         self.hooks.as_ref().is_some_and(|hooks| !hooks.poststop.is_empty())
@@ -119,6 +130,8 @@ struct GlanceRoot {
 #[derive(Default, serde::Deserialize)]
 struct GlanceHooks {
     #[serde(default)]
+    poststart: Vec<serde::de::IgnoredAny>,
+    #[serde(default)]
     poststop: Vec<serde::de::IgnoredAny>,
 }
 
@@ -127,6 +140,8 @@ struct GlanceHooks {
 struct GlanceLinux {
     #[serde(default)]
     cgroups_path: String,
+    #[serde(default)]
+    intel_rdt: Option<serde::de::IgnoredAny>,
     #[serde(default)]
     namespaces: Vec<GlanceNamespace>,
 }

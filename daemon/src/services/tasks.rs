@@ -142,6 +142,8 @@ impl Tasks for TasksService {
         let request = request.into_inner();
         validate::identifier("exec id", &request.exec_id)?;
         let task = self.task(&scope, &request.container_id).await?;
+        // It will be moved into the container's cgroup.
+        self.daemon.shims.expect_task();
         let process = ExecProcess {
             id: request.exec_id,
             spec: request.spec.unwrap_or_default().value,

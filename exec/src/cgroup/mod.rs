@@ -242,14 +242,13 @@ pub fn join(path: &str, pid: u32) -> Result<()> {
 /// its processes, and its folders in every hierarchy. One that is not there is removed.
 ///
 /// Touches nothing unless the last part of the path is the container's own, that is contains
-/// `id`: a cgroup shared with others is not the container's to remove.
+/// `id` as a word: a cgroup shared with others is not the container's to remove.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] for a folder that stays.
 pub fn remove(path: &str, id: &str) -> Result<()> {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    if id.is_empty() || !name.contains(id) || path.split('/').any(|part| part == "..") {
+    if !is_own(path, id) {
         return Ok(());
     }
     for folder in everywhere(path)? {
@@ -268,6 +267,17 @@ pub fn remove(path: &str, id: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a cgroup is one container's alone: its last part names it, as in `/a/box` or
+/// `/a/x-box.scope`.
+pub(crate) fn is_own(path: &str, id: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let ends = |edge: Option<char>| edge.is_none_or(|c| !c.is_alphanumeric());
+    let names = |(at, _): (usize, &str)| {
+        ends(name[..at].chars().next_back()) && ends(name[at + id.len()..].chars().next())
+    };
+    !id.is_empty() && name.match_indices(id).any(names) && path.split('/').all(|part| part != "..")
 }
 
 fn remove_folder(folder: &Path, depth: usize) -> std::io::Result<()> {
@@ -340,3 +350,19 @@ const REMOVAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A fork bomb loses against this many rounds or has a pids limit.
 const KILL_ROUNDS_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::is_own;
+
+    #[test]
+    fn only_a_cgroup_that_names_the_container_is_its_own() {
+        for path in ["/box", "/a/box", "/a/x-box.scope", "/a/boxes-box", "/a/ns:box"] {
+            assert!(is_own(path, "box"), "{path}");
+        }
+        for path in ["", "/", "/a", "/box/a", "/a/boxes", "/a/sandbox", "/a/../box", "/box/"] {
+            assert!(!is_own(path, "box"), "{path}");
+        }
+        assert!(!is_own("/a", ""));
+    }
+}

@@ -4,6 +4,7 @@
 //! top of it, in this process, without a daemon.
 
 mod command;
+mod direct;
 mod log;
 mod process;
 mod runtime;

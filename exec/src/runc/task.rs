@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::{
     command::{CreateArgs, Runc},
+    direct::Direct,
     process::{self, KILL, LOST, Life, RuncProcess, Wiring, deleted, running, stopped},
     runtime::Tasks,
 };
@@ -49,6 +50,8 @@ pub(super) struct RuncTask {
     private_pids: bool,
     /// Inode of its PID namespace, if it has one of its own.
     pid_namespace: OnceLock<u64>,
+    /// What is done without the runtime.
+    direct: Direct,
     /// Where its cgroup is, if the spec says so.
     cgroups_path: Option<String>,
     /// Hooks are to run when the container is deleted, not when it ends.
@@ -78,6 +81,7 @@ impl RuncTask {
             gid: config.io_gid,
         };
         let glance = crate::spec::Glance::of(&request.bundle.read_spec()?)?;
+        let direct = Direct::new(config, &request.id, &glance);
         let task = Arc::new(RuncTask {
             id: request.id,
             bundle: request.bundle,
@@ -94,6 +98,7 @@ impl RuncTask {
             tasks,
             private_pids: glance.has_private_pids(),
             pid_namespace: OnceLock::new(),
+            direct,
             cgroups_path: glance.cgroups_path().map(str::to_owned),
             hooks_at_deletion: glance.has_poststop_hooks(),
             released: AtomicBool::new(false),
@@ -253,13 +258,33 @@ impl RuncTask {
 
     /// Has the runtime forget the container; the caller holds `steps`.
     async fn dissolve(&self) -> Result<()> {
-        if !self.released.load(Ordering::Acquire) {
+        if self.released.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (direct, id) = (self.direct.clone(), self.id.clone());
+        let done = blocking(move || direct.delete(&id)).await.unwrap_or_else(|error| {
+            tracing::debug!(task = self.id, %error, "deletion is left to the runtime");
+            false
+        });
+        if !done {
             let deleted = self.runc.delete(&self.id, true).await;
             deleted.map_err(|e| e.context(&self.blockers()))?;
             self.sweep_cgroup().await?;
-            self.released.store(true, Ordering::Release);
         }
+        self.released.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Lets the created container run its program.
+    async fn run_program(&self) -> Result<()> {
+        let ended = async { drop(self.life.wait(&self.id).await) };
+        let deadline = self.runc.config().deadline;
+        let started = timeout(deadline, self.direct.start(ended)).await;
+        let late = |_| {
+            let text = format!("OCI runtime start failed: not started in {deadline:?}");
+            Error::DeadlineExceeded(text)
+        };
+        if started.map_err(late)?? { Ok(()) } else { self.runc.start(&self.id).await }
     }
 
     /// What the runtime leaves of a cgroup when it is killed, or never knew of.
@@ -317,7 +342,7 @@ impl Process for RuncTask {
             let tasks = self.tasks.upgrade().ok_or_else(|| deleted(&self.id))?;
             tasks.find(&self.id)?.launch(Some(image), child, console).await?;
         } else {
-            self.runc.start(&self.id).await?;
+            self.run_program().await?;
         }
         self.life.advance(Status::Running);
         Ok(self.life.pid())
