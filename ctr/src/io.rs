@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use rustix::fs::Mode;
 use rustix::termios::{self, OptionalActions, Termios};
@@ -109,19 +109,18 @@ fn paths(folder: &Path, id: &str, terminal: bool) -> Paths {
 /// Copying in progress.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// Threads that end when the shim closes the process's outputs.
-    pub(crate) outputs: Vec<JoinHandle<()>>,
+    /// Each resolves when the shim has closed one of the process's outputs and all was written.
+    pub(crate) outputs: Vec<oneshot::Receiver<()>>,
     /// Resolves when this program's input ended and all of it was passed on.
     pub(crate) stdin_ended: oneshot::Receiver<()>,
 }
 
 /// Waits until the process's outputs have ended and were written.
-pub(crate) async fn drained(outputs: Vec<JoinHandle<()>>) {
-    // Nothing here can fail but by panic, which has been reported by then.
-    let _ = tokio::task::spawn_blocking(move || {
-        outputs.into_iter().for_each(|output| drop(output.join()));
-    })
-    .await;
+pub(crate) async fn drained(outputs: Vec<oneshot::Receiver<()>>) {
+    for output in outputs {
+        // Nothing is ever sent: the sender goes with its thread.
+        let _ = output.await;
+    }
 }
 
 /// Copies this program's streams through the pipes at `paths`.
@@ -140,19 +139,25 @@ pub(crate) fn attach(paths: &Paths) -> Attached {
     }
     let stdout = paths.stdout.clone();
     if !stdout.is_empty() {
-        outputs.push(thread::spawn(move || drain(&stdout, io::stdout())));
+        outputs.push(drain(stdout, io::stdout()));
     }
     let stderr = paths.stderr.clone();
     if !stderr.is_empty() {
-        outputs.push(thread::spawn(move || drain(&stderr, io::stderr())));
+        outputs.push(drain(stderr, io::stderr()));
     }
     Attached { outputs, stdin_ended }
 }
 
-fn drain(path: &str, out: impl Write) {
-    if let Ok(pipe) = File::open(path) {
-        copy(pipe, out);
-    }
+/// Starts to copy one output. The receiver resolves when that is done.
+fn drain(path: String, out: impl Write + Send + 'static) -> oneshot::Receiver<()> {
+    let (done, drained) = oneshot::channel::<()>();
+    thread::spawn(move || {
+        if let Ok(pipe) = File::open(path) {
+            copy(pipe, out);
+        }
+        drop(done);
+    });
+    drained
 }
 
 /// Copies until either side ends: a reader that went away is no error of the process.

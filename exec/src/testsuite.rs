@@ -6,8 +6,9 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use crated_exec::{Runtime, reaper::Reaper, runc::{RuncConfig, RuncRuntime}};
-//! crated_exec::runtime_testsuite!(|| async {
-//!     Arc::new(RuncRuntime::new(RuncConfig::default(), Reaper::new().unwrap())) as Arc<dyn Runtime>
+//! crated_exec::runtime_testsuite!(|root| async {
+//!     let config = RuncConfig { root, ..RuncConfig::default() };
+//!     Arc::new(RuncRuntime::new(config, Reaper::new().unwrap())) as Arc<dyn Runtime>
 //! });
 //! ```
 
@@ -344,27 +345,38 @@ pub async fn an_exit_is_told_at_once(f: &Fixture) {
     within(task.delete()).await.unwrap();
 }
 
-/// Runs one promise in a runtime of its own.
+/// Runs one promise in a runtime of its own, which is made with a folder to keep its state in.
 ///
 /// # Panics
 ///
 /// When the promise is broken.
-pub fn run<R>(make: impl FnOnce() -> R, promise: impl AsyncFnOnce(&Fixture))
+pub fn run<R>(make: impl FnOnce(PathBuf) -> R, promise: impl AsyncFnOnce(&Fixture))
 where
     R: Future<Output = Arc<dyn Runtime>>,
 {
     if !can_run() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("crated-exec-{}", fresh_id()));
+    let folder = Folder(std::env::temp_dir().join(format!("crated-exec-{}", fresh_id())));
+    let (dir, state) = (folder.0.join("work"), folder.0.join("state"));
     fs::create_dir_all(&dir).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let fixture = Fixture { runtime: make().await, dir: dir.clone() };
+        let fixture = Fixture { runtime: make(state).await, dir };
         promise(&fixture).await;
     });
     drop(runtime);
-    crate::remove::remove_tree(&dir).unwrap();
+    crate::remove::remove_tree(&folder.0).unwrap();
+}
+
+/// Removed also when a promise is broken.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A mount in it keeps it; the failure has been told by then.
+        let _ = crate::remove::remove_tree(&self.0);
+    }
 }
 
 /// For runtimes that are tested where they are.
@@ -372,7 +384,8 @@ pub fn anywhere(_test: &str) -> bool {
     true
 }
 
-/// One test per promise; takes a closure that makes a runtime in a future.
+/// One test per promise; takes a closure that is given a folder for the runtime's state, removed
+/// afterwards, and makes a runtime in a future.
 ///
 /// With `within:` and a function, each test calls that with its name first and is done when it
 /// answers false: for runtimes that have to be tested in surroundings of their own, where the

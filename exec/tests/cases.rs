@@ -27,13 +27,9 @@ use crated_exec::{
 };
 use serde_json::{Value, json};
 
-fn config() -> RuncConfig {
-    let root = std::env::temp_dir().join(format!("crated-exec-cases-{}", std::process::id()));
-    RuncConfig { root, ..RuncConfig::default() }
-}
-
-async fn runc() -> Arc<dyn Runtime> {
-    Arc::new(RuncRuntime::new(config(), Reaper::new().unwrap()))
+async fn runc(root: PathBuf) -> Arc<dyn Runtime> {
+    let config = RuncConfig { root, ..RuncConfig::default() };
+    Arc::new(RuncRuntime::new(config, Reaper::new().unwrap()))
 }
 
 /// Fails when the kernel or the runtime hang, and not when the machine is slow.
@@ -252,7 +248,8 @@ fn case_090_a_broken_runtime_costs_an_error() {
                 write_program(&binary, script);
             }
             let deadline = Duration::from_secs(if what == "hanging" { 1 } else { 30 });
-            let config = RuncConfig { binary, deadline, ..config() };
+            let root = f.dir.join("state");
+            let config = RuncConfig { binary, deadline, root, ..RuncConfig::default() };
             let runtime = RuncRuntime::new(config, Reaper::new().unwrap());
             let (id, bundle) = bundle(f, "true", |_| {});
             let created = within(runtime.create(request(&id, &bundle, Stdio::default()))).await;

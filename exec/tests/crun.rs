@@ -52,8 +52,7 @@ fn has_crun() -> bool {
     false
 }
 
-crated_exec::runtime_testsuite!(|| async {
-    let root = std::env::temp_dir().join(format!("crated-exec-crun-{}", std::process::id()));
+crated_exec::runtime_testsuite!(|root| async {
     let config = RuncConfig { binary: "crun".into(), root, ..RuncConfig::default() };
     Arc::new(RuncRuntime::new(config, Reaper::new().unwrap())) as Arc<dyn Runtime>
 }, within: inside);

@@ -8,8 +8,7 @@ use crated_exec::{
     runc::{RuncConfig, RuncRuntime},
 };
 
-crated_exec::runtime_testsuite!(|| async {
-    let root = std::env::temp_dir().join(format!("crated-exec-runc-{}", std::process::id()));
+crated_exec::runtime_testsuite!(|root| async {
     let config = RuncConfig { root, ..RuncConfig::default() };
     Arc::new(RuncRuntime::new(config, Reaper::new().unwrap())) as Arc<dyn Runtime>
 });

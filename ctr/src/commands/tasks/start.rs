@@ -1,5 +1,6 @@
 //! Starting a task and staying with it until it ends.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 
 use crated_api::Any;
@@ -177,10 +178,20 @@ pub(crate) async fn supervise(
             started = &mut start => { started?; break }
         }
     }
-    let (mut stdin_ended, outputs) = match attached {
-        Some(Attached { outputs, stdin_ended }) => (Some(stdin_ended), Some(outputs)),
-        None => (None, None),
+    let (stdin_ended, outputs) = match attached {
+        Some(Attached { outputs, stdin_ended }) => (Some(stdin_ended), outputs),
+        None => (None, Vec::new()),
     };
+    // Beside the rest: the process may end before the daemon has answered.
+    let end_input = async {
+        if let Some(ended) = stdin_ended
+            && ended.await.is_ok()
+        {
+            close_stdin(daemon, id, exec_id).await;
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let mut end_input = std::pin::pin!(end_input);
     let mut signals = Signals::new()?;
     if terminal {
         resize(daemon, id, exec_id).await;
@@ -197,27 +208,13 @@ pub(crate) async fn supervise(
                         forward(daemon, id, exec_id, number).await;
                     }
                 }
-                _ = ended(&mut stdin_ended), if stdin_ended.is_some() => {
-                    stdin_ended = None;
-                    close_stdin(daemon, id, exec_id).await;
-                }
+                never = &mut end_input => match never {},
             }
         },
     };
-    if let Some(outputs) = outputs {
-        io::drained(outputs).await;
-    }
+    io::drained(outputs).await;
     #[allow(clippy::cast_possible_truncation, reason = "exit codes are a byte")]
     Ok(Exit(answer.into_inner().exit_status as u8))
-}
-
-async fn ended(stdin: &mut Option<tokio::sync::oneshot::Receiver<()>>) {
-    if let Some(stdin) = stdin {
-        // An error means that the input will never end.
-        if stdin.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// The signal of a changed window size.

@@ -17,7 +17,7 @@ use crated_exec::{
 };
 use tokio::time::timeout;
 
-use crate::support::{World, config_in, is_mounted, request_in, run};
+use crate::support::{World, config_in, is_mounted, processes, request_in, run};
 
 /// Names the folder, and makes a test process the daemon of a storm.
 const DIR: &str = "CRATED_EXEC_STORM_DIR";
@@ -92,19 +92,6 @@ impl Dice {
         self.0 ^= self.0 << 17;
         self.0 % limit
     }
-}
-
-/// Processes with the folder on their command line, with that line.
-fn processes(dir: &Path) -> Vec<(i32, String)> {
-    let dir = dir.display().to_string();
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let found = entries.filter_map(|entry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(&dir).then_some((pid, line))
-    });
-    found.collect()
 }
 
 fn kill_one(dir: &Path, dice: &mut Dice, is_victim: impl Fn(&str) -> bool) {

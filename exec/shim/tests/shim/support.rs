@@ -76,7 +76,7 @@ impl World {
     pub(crate) fn request(&self, id: &str, script: &str) -> CreateShimTask {
         let mut request = request_in(self.dir.path(), id, script);
         // Tests run side by side, and several call their container the same.
-        let world = self.dir.path().file_name().unwrap().to_string_lossy().replace('.', "");
+        let world = mark(self.dir.path());
         let spec = String::from_utf8(request.spec).unwrap();
         let spec = spec.replace("/crated-exec-test/", &format!("/crated-exec-test/{world}-"));
         request.spec = spec.into_bytes();
@@ -103,6 +103,60 @@ impl World {
     pub(crate) fn is_empty(&self, folder: &str) -> bool {
         fs::read_dir(self.path(folder).join("ns")).unwrap().next().is_none()
     }
+}
+
+/// Also after a test that failed, or whose daemon had removals under way.
+impl Drop for World {
+    fn drop(&mut self) {
+        let dir = self.dir.path();
+        let until = Instant::now() + Duration::from_secs(30);
+        // Shims and runtimes have the folder on their command line.
+        while Instant::now() < until {
+            let left = processes(dir);
+            let others = left.iter().filter(|(pid, _)| *pid != std::process::id() as i32);
+            let killed = others.filter(|(pid, _)| {
+                let pid = rustix::process::Pid::from_raw(*pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
+            });
+            if killed.count() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // What stays now nobody here can remove, and a failure has been told by then.
+        for name in own_cgroups(dir) {
+            let _ = crated_exec::cgroup::remove(&format!("/crated-exec-test/{name}"), &name);
+        }
+        let _ = crated_mount::detach_recursive(dir);
+    }
+}
+
+/// A part of names that only this folder's tests give.
+fn mark(dir: &Path) -> String {
+    dir.file_name().unwrap().to_string_lossy().replace(['.', '-', '_'], "")
+}
+
+fn own_cgroups(dir: &Path) -> std::collections::BTreeSet<String> {
+    let mut groups: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    groups.extend(hierarchies.map(|entry| entry.path()));
+    let entries = groups.iter().flat_map(|group| fs::read_dir(group.join("crated-exec-test")));
+    let names = entries.flatten().flatten().map(|entry| entry.file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    names.filter(|name| name.contains(&mark(dir))).collect()
+}
+
+/// Processes with the folder on their command line, with that line.
+pub(crate) fn processes(dir: &Path) -> Vec<(i32, String)> {
+    let dir = dir.display().to_string();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let found = entries.filter_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(&dir).then_some((pid, line))
+    });
+    found.collect()
 }
 
 /// The configuration of a daemon whose folders are in `dir`.
