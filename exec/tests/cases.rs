@@ -545,6 +545,53 @@ fn hooks_of_the_deletion_wait_for_it() {
     });
 }
 
+/// Hooks of the start are run by the time the container runs, and what the runtime keeps of it is
+/// removed whole, whether it was started with the runtime's help or not.
+#[test]
+fn a_start_with_hooks_and_one_without_leave_the_same() {
+    testsuite::run(runc, async |f| {
+        let root = f.dir.join("runc");
+        let runtime: Arc<dyn Runtime> = runc(root.clone()).await;
+        for (name, more) in [("plain", false), ("hooks", true), ("more", false)] {
+            let told = f.dir.join(format!("told-{name}"));
+            let (id, bundle) = bundle(f, "sleep 60", |spec| {
+                let script = format!("cat > {}", told.display());
+                let hooks =
+                    json!({ "poststart": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] });
+                spec["hooks"] = if more { hooks } else { json!({}) };
+            });
+            let task = runtime.create(request(&id, &bundle, Stdio::default())).await.unwrap();
+            within(task.start()).await.unwrap();
+            assert_eq!(task.state().await.unwrap().status, Status::Running, "{name}");
+            assert_eq!(told.exists(), more, "{name}");
+            assert!(!root.join(&id).join("exec.fifo").exists(), "{name}");
+            if name == "more" {
+                // Of a runtime this crate does not know.
+                fs::write(root.join(&id).join("news"), "").unwrap();
+            }
+            end(&task).await;
+            assert!(!root.join(&id).exists(), "{name}");
+            assert!(cgroup_folders(&id).is_empty(), "{name}");
+            bundle.remove().unwrap();
+        }
+    });
+}
+
+/// A container whose first process was killed before its start says so, and is deleted.
+#[test]
+fn a_container_killed_before_its_start_is_not_started() {
+    testsuite::run(runc, async |f| {
+        let (id, bundle) = bundle(f, "true", |_| {});
+        let task = f.runtime.create(request(&id, &bundle, Stdio::default())).await.unwrap();
+        task.kill(9, false).await.unwrap();
+        let error = within(task.start()).await.unwrap_err();
+        assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
+        assert_eq!(within(task.wait()).await.unwrap().status, 137);
+        within(task.delete()).await.unwrap();
+        bundle.remove().unwrap();
+    });
+}
+
 /// Groups, limits and a user namespace reach the container as the spec has them.
 #[test]
 fn groups_limits_and_user_namespaces_are_passed_on() {

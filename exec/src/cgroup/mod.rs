@@ -255,10 +255,12 @@ pub fn remove(path: &str, id: &str) -> Result<()> {
         if !folder.is_dir() {
             continue;
         }
-        Cgroup { kind: Kind::V2(folder.clone()) }.kill();
         let mut tries = 0;
-        // A process that was killed leaves when it has come to its end.
         while let Err(error) = remove_folder(&folder, 0) {
+            if tries == 0 {
+                Cgroup { kind: Kind::V2(folder.clone()) }.kill();
+            }
+            // A process that was killed leaves when it has come to its end.
             tries += 1;
             if tries >= REMOVALS_MAX {
                 return Err(Error::io("remove", folder, error));
