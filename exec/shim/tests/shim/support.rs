@@ -110,11 +110,11 @@ impl Drop for World {
     fn drop(&mut self) {
         let dir = self.dir.path();
         let until = Instant::now() + Duration::from_secs(30);
-        // Shims and runtimes have the folder on their command line.
+        // Daemons, shims and runtimes have the folder in their environment or arguments.
         while Instant::now() < until {
-            let left = processes(dir);
-            let others = left.iter().filter(|(pid, _)| *pid != std::process::id() as i32);
-            let killed = others.filter(|(pid, _)| {
+            let mut left = processes_with(dir, "cmdline");
+            left.extend(processes_with(dir, "environ"));
+            let killed = left.iter().filter(|(pid, _)| {
                 let pid = rustix::process::Pid::from_raw(*pid).unwrap();
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
             });
@@ -148,11 +148,15 @@ fn own_cgroups(dir: &Path) -> std::collections::BTreeSet<String> {
 
 /// Processes with the folder on their command line, with that line.
 pub(crate) fn processes(dir: &Path) -> Vec<(i32, String)> {
+    processes_with(dir, "cmdline")
+}
+
+fn processes_with(dir: &Path, file: &str) -> Vec<(i32, String)> {
     let dir = dir.display().to_string();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter_map(|entry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = fs::read(entry.path().join(file)).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         line.contains(&dir).then_some((pid, line))
     });
