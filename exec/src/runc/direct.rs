@@ -16,8 +16,9 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
@@ -57,7 +58,7 @@ impl Direct {
         }
     }
 
-    /// Lets the created container run its program. Returns when the program runs, or `false`
+    /// Lets the created container run its program. Returns when that is about to happen, or `false`
     /// with nothing done. `ended` resolves when the container's first process has ended.
     ///
     /// # Errors
@@ -117,7 +118,7 @@ impl Direct {
     }
 }
 
-/// Reads to the end, which comes when the program runs: that closes the other side.
+/// Reads to the end, which comes when the program is about to run.
 async fn take(fifo: &AsyncFd<OwnedFd>, ended: impl Future<Output = ()>) -> io::Result<usize> {
     let (mut buffer, mut size_bytes) = ([0; 16], 0);
     let mut ended = std::pin::pin!(ended);
@@ -147,12 +148,35 @@ async fn take(fifo: &AsyncFd<OwnedFd>, ended: impl Future<Output = ()>) -> io::R
     }
 }
 
+/// Which file a process runs; nothing once it has ended.
+pub(super) fn program_of(pid: u32) -> Option<(u64, u64)> {
+    let meta = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Waits a moment until the process runs another program than `before`.
+///
+/// The FIFO is closed just before: who freezes a container between the two stops it halfway, and
+/// it cannot even be killed. `runc start` takes about this long to end, and promises no more.
+pub(super) fn await_program(pid: u32, before: Option<(u64, u64)>) {
+    for _ in 0..PROGRAM_ROUNDS_MAX {
+        if before.is_none() || program_of(pid) != before {
+            return;
+        }
+        std::thread::sleep(PROGRAM_PAUSE);
+    }
+}
+
 fn is_file(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_file())
 }
 
 const STATE: &str = "state.json";
 const FIFO: &str = "exec.fifo";
+
+/// Up to 20 ms in all: a hook may come first, and takes what it takes.
+const PROGRAM_ROUNDS_MAX: u32 = 200;
+const PROGRAM_PAUSE: Duration = Duration::from_micros(100);
 
 #[cfg(test)]
 mod tests {

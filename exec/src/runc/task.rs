@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{
     command::{CreateArgs, Runc},
-    direct::Direct,
+    direct::{self, Direct},
     process::{self, KILL, LOST, Life, RuncProcess, Wiring, deleted, running, stopped},
     runtime::Tasks,
 };
@@ -278,13 +278,22 @@ impl RuncTask {
     /// Lets the created container run its program.
     async fn run_program(&self) -> Result<()> {
         let ended = async { drop(self.life.wait(&self.id).await) };
+        let pid = self.life.pid();
+        let before = direct::program_of(pid);
         let deadline = self.runc.config().deadline;
         let started = timeout(deadline, self.direct.start(ended)).await;
         let late = |_| {
             let text = format!("OCI runtime start failed: not started in {deadline:?}");
             Error::DeadlineExceeded(text)
         };
-        if started.map_err(late)?? { Ok(()) } else { self.runc.start(&self.id).await }
+        if !started.map_err(late)?? {
+            return self.runc.start(&self.id).await;
+        }
+        blocking(move || {
+            direct::await_program(pid, before);
+            Ok(())
+        })
+        .await
     }
 
     /// What the runtime leaves of a cgroup when it is killed, or never knew of.
