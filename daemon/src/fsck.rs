@@ -3,8 +3,8 @@
 //!
 //! Without `repair` nothing is changed: a database that is missing or cannot be read is compared
 //! as an empty one. With it, such a database is set aside as `meta.redb.damaged-<number>`, a new
-//! one takes its place, and the records that content and snapshots prove are written into it. What
-//! proves what is said in [`metadata::fsck`].
+//! one takes its place, and the records that content, snapshots and network namespaces prove are
+//! written into it. What proves what is said in [`metadata::fsck`].
 
 use std::fmt;
 
@@ -73,7 +73,12 @@ pub fn run(config: &Config, repair: bool) -> Result<Findings> {
     let store = wiring::content_store(config)?;
     let snapshotters = wiring::used_snapshotters(config);
     let (db, lost) = Db::open_for_check(&config.root, repair).map_err(failed)?;
-    let plan = Plan::make(&db, &*store, &snapshotters, lost.is_some()).map_err(failed)?;
+    let mut plan = Plan::make(&db, &*store, &snapshotters, lost.is_some()).map_err(failed)?;
+    match crate::network::proved(config) {
+        Ok(alive) => plan.add_networks(&db, alive).map_err(failed)?,
+        // The next start of a daemon looks again.
+        Err(error) => tracing::warn!(%error, "network namespaces were not looked for"),
+    }
     if repair {
         plan.apply(&db).map_err(failed)?;
         db.count_start().map_err(failed)?;

@@ -1,6 +1,6 @@
 //! What can be done to and asked of one namespace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
@@ -68,11 +68,31 @@ impl Netns {
 
     /// Removes links that carry our mark and are not in `known`: what a crash
     /// left behind. Answers with their names. For the host's namespace.
-    pub fn sweep_links(&self, known: &std::collections::BTreeSet<IfName>) -> Result<Vec<IfName>> {
+    pub fn sweep_links(&self, known: &BTreeSet<IfName>) -> Result<Vec<IfName>> {
         let (at, known) = (self.at.clone(), known.clone());
         self.job(Lane::Change, "sweep links", move |session| {
             let owner = session.inner.options.owner_group;
-            sweep(session.socket(&at)?, owner, &known)
+            let socket = session.socket(&at)?;
+            let (orphans, _) = unknown(socket, owner, &known, &|_| true)?;
+            remove(socket, owner, orphans)
+        })
+    }
+
+    /// As [`Netns::sweep_links`], but removes only what is in `doomed`: links that somebody wrote
+    /// down before making them. Of what is in neither set nobody can say that it is not in use, so
+    /// it stays. Answers with the names of what was removed, and of what stays.
+    pub fn sweep_named_links(
+        &self,
+        known: &BTreeSet<IfName>,
+        doomed: &BTreeSet<IfName>,
+    ) -> Result<(Vec<IfName>, Vec<IfName>)> {
+        let (at, known, doomed) = (self.at.clone(), known.clone(), doomed.clone());
+        self.job(Lane::Change, "sweep links", move |session| {
+            let owner = session.inner.options.owner_group;
+            let socket = session.socket(&at)?;
+            let named = |name: &IfName| doomed.contains(name);
+            let (orphans, left) = unknown(socket, owner, &known, &named)?;
+            Ok((remove(socket, owner, orphans)?, left))
         })
     }
 
@@ -223,26 +243,42 @@ fn names(socket: &mut Socket) -> Result<HashMap<u32, IfName>> {
     Ok(links.into_iter().map(|raw| (raw.link.ifindex, raw.link.ifname)).collect())
 }
 
-fn sweep(
+/// Links that carry our mark and are not known: those that `doomed` picks with what shapes them,
+/// and the names of the others.
+fn unknown(
     socket: &mut Socket,
     owner: u32,
-    known: &std::collections::BTreeSet<IfName>,
-) -> Result<Vec<IfName>> {
+    known: &BTreeSet<IfName>,
+    doomed: &dyn Fn(&IfName) -> bool,
+) -> Result<(Vec<Link>, Vec<IfName>)> {
     let links: Vec<Link> =
         read::dump_links(socket, false)?.into_iter().map(|raw| raw.link).collect();
-    // Devices that shape what a known link receives belong to it.
-    let shaping: std::collections::BTreeSet<IfName> = links
-        .iter()
-        .filter(|link| known.contains(&link.ifname))
-        .map(|link| crate::bandwidth::ifb_name(link.ifindex))
-        .collect();
-    let spared = |name: &IfName| known.contains(name) || shaping.contains(name);
-    let orphans: Vec<Link> =
-        links.into_iter().filter(|link| link.group == owner && !spared(&link.ifname)).collect();
+    // A device that shapes what a link receives belongs to it.
+    let shaping = |wanted: &dyn Fn(&IfName) -> bool| -> BTreeSet<IfName> {
+        let wanted = links.iter().filter(|link| wanted(&link.ifname));
+        wanted.map(|link| crate::bandwidth::ifb_name(link.ifindex)).collect()
+    };
+    let picked = |name: &IfName| !known.contains(name) && doomed(name);
+    let (shaping_picked, shaping_others) = (shaping(&picked), shaping(&|name| !picked(name)));
+    let (mut orphans, mut left) = (Vec::new(), Vec::new());
+    for link in links {
+        let name = &link.ifname;
+        if link.group != owner || known.contains(name) || shaping_others.contains(name) {
+            continue;
+        }
+        match picked(name) || shaping_picked.contains(name) {
+            true => orphans.push(link),
+            false => left.push(link.ifname),
+        }
+    }
+    Ok((orphans, left))
+}
+
+/// Removes links by one message, in the time one link would take.
+fn remove(socket: &mut Socket, owner: u32, orphans: Vec<Link>) -> Result<Vec<IfName>> {
     if orphans.is_empty() {
         return Ok(Vec::new());
     }
-    // One message removes a whole group, in the time one link would take.
     let doomed = owner ^ 1;
     let step = |name: &IfName| Step::new(Subject::Link, "sweep", format!("link {name}"));
     let marks: Vec<Request> = orphans

@@ -549,6 +549,33 @@ fn sweep_removes_marked_links_nobody_knows() {
 }
 
 #[test]
+fn sweep_by_name_leaves_marked_links_that_nobody_named() {
+    scratch(|host| {
+        let h = host.root.host();
+        for name in ["known0", "half0", "other0"] {
+            bridge(host, name);
+            let change = LinkChange {
+                bandwidth: Some(Bandwidth::both(Rate::bits_per_second(10_000_000))),
+                ..LinkChange::default()
+            };
+            h.change_link(&ifname(name), &change).unwrap();
+        }
+        host.run("ip link add foreign0 type bridge");
+        let before = h.links().unwrap().len();
+        // A link that is not marked is not removed even when it is named.
+        let doomed = [ifname("half0"), ifname("foreign0"), ifname("none0")].into();
+        let (gone, left) = h.sweep_named_links(&[ifname("known0")].into(), &doomed).unwrap();
+        assert!(gone.contains(&ifname("half0")), "{gone:?}");
+        assert_eq!((gone.len(), left), (2, vec![ifname("other0")]), "{gone:?}");
+        // What limits the rate of those that stay is there, too.
+        assert_eq!(h.links().unwrap().len(), before - 2);
+        for name in ["known0", "other0", "foreign0"] {
+            h.link(&ifname(name)).unwrap();
+        }
+    });
+}
+
+#[test]
 fn sweep_keeps_what_shapes_the_traffic_of_known_links() {
     scratch(|host| {
         let h = host.root.host();

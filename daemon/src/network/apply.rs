@@ -7,6 +7,7 @@ use crated_api::network::result::Outcome;
 use crated_netns::{Error as Refusal, LinkChange, LinkKind, Netns, NetnsRoot, Op, Place, Plan};
 
 use super::draft::{self, Draft, Step};
+use super::notes::Made;
 use super::{Error, Network, Result, crash_point, lock, names};
 use crate::metadata::network::HOST;
 use crate::metadata::{LinkRecord, NetnsRecord, NetworkChange, Scope};
@@ -150,16 +151,21 @@ impl Work<'_> {
         let creations = steps.iter().all(|step| {
             matches!(step, Step::CreateNetns { .. } | Step::CreateLink { .. } | Step::Plain { .. })
         });
-        if changes.is_empty() || !creations {
-            // What a crash leaves behind here is a link that differs from its record.
-            let made = self.kernel(steps)?;
-            if !changes.is_empty() {
-                self.network.networks.commit(self.scope, changes)?;
-            }
-            return Ok(made);
+        if changes.is_empty() {
+            return self.kernel(steps);
         }
         self.begin(steps)?;
         crash_point("noted");
+        if !creations {
+            // What a crash leaves behind here is a link that differs from its record.
+            let made = self.kernel(steps).inspect_err(|_| self.forget(steps))?;
+            if let Err(error) = self.network.networks.commit(self.scope, changes) {
+                self.take_back(steps, &made);
+                self.forget(steps);
+                return Err(error.into());
+            }
+            return self.complete(steps, made);
+        }
         // Both take about as long as the other, and neither needs the other's outcome.
         let (recorded, made) = std::thread::scope(|scope| {
             let recorded = scope.spawn(|| self.network.networks.commit(self.scope, changes));
@@ -172,7 +178,7 @@ impl Work<'_> {
         match (recorded, made) {
             (Ok(()), Ok(made)) => {
                 crash_point("recorded");
-                Ok(made)
+                self.complete(steps, made)
             }
             (Ok(()), Err(error)) => {
                 self.network
@@ -191,21 +197,70 @@ impl Work<'_> {
         }
     }
 
-    /// Notes what is going to be made, so that a start after a crash finds it.
+    /// Notes what is going to be made, so that a start after a crash finds it and may remove it.
     fn begin(&self, steps: &[Step]) -> Result<()> {
-        for step in steps {
-            if let Step::CreateNetns { record, .. } = step {
-                self.network.notes.begin(&record.pin)?;
+        let notes = &self.network.notes;
+        for (at, step) in steps.iter().enumerate() {
+            let noted = match step {
+                Step::CreateNetns { record, .. } => {
+                    // Somebody's already: a note would give it up to the next start.
+                    if self.root.dir().join(&record.pin).symlink_metadata().is_ok() {
+                        let object = format!("namespace {}", record.pin);
+                        let taken = Refusal::AlreadyExists { object, kernel: None };
+                        self.forget(&steps[..at]);
+                        return Err(at_step(at, taken.into()));
+                    }
+                    notes.begin(&record.pin)
+                }
+                step => on_host(step).map_or(Ok(()), |name| notes.begin_link(name)),
+            };
+            if let Err(error) = noted {
+                self.forget(&steps[..=at]);
+                return Err(error);
             }
         }
         Ok(())
     }
 
+    /// Notes that all is made and recorded: from here on a start after a crash keeps it.
+    fn complete(
+        &self,
+        steps: &[Step],
+        made: HashMap<String, Netns>,
+    ) -> Result<HashMap<String, Netns>> {
+        let notes = &self.network.notes;
+        for step in steps {
+            let Step::CreateNetns { record, .. } = step else { continue };
+            let Some(id) = made.get(&record.id).and_then(|netns| netns.id().cloned()) else {
+                continue;
+            };
+            let note = Made::new(&self.scope.namespace, record, id);
+            if let Err(error) = notes.made(&record.pin, &note) {
+                self.take_back(steps, &made);
+                let undone = steps.iter().filter_map(undo).collect();
+                self.network.networks.commit(self.scope, undone)?;
+                self.forget(steps);
+                return Err(error);
+            }
+        }
+        crash_point("told");
+        steps.iter().filter_map(on_host).for_each(|name| notes.end_link(name));
+        Ok(made)
+    }
+
     fn forget(&self, steps: &[Step]) {
         for step in steps {
-            if let Step::CreateNetns { record, .. } = step {
-                lock(&self.network.identities).remove(&record.pin);
-                self.network.notes.remove(&record.pin);
+            match step {
+                Step::CreateNetns { record, .. } => {
+                    lock(&self.network.identities).remove(&record.pin);
+                    // What could not be taken back is left to the next start.
+                    if self.root.dir().join(&record.pin).symlink_metadata().is_err() {
+                        self.network.notes.remove(&record.pin);
+                    }
+                }
+                step => {
+                    on_host(step).into_iter().for_each(|name| self.network.notes.end_link(name));
+                }
             }
         }
     }
@@ -234,11 +289,6 @@ impl Work<'_> {
             let Some(id) = made.get(&record.id).and_then(|netns| netns.id().cloned()) else {
                 continue;
             };
-            // Complete: from here on a start after a crash keeps it.
-            if let Err(error) = self.network.notes.made(&record.pin, &id) {
-                self.take_back(steps, &made);
-                return Err(error);
-            }
             lock(&self.network.identities).insert(record.pin.clone(), id);
         }
         crash_point("made");
@@ -393,6 +443,13 @@ pub(super) fn removal(scope: &Scope, record: &LinkRecord) -> Result<Op> {
         ..LinkChange::default()
     };
     Ok(Op::ChangeLink { link, change: Box::new(change) })
+}
+
+/// The link of the host that a step makes. A device that was there before is nobody's to remove.
+fn on_host(step: &Step) -> Option<&str> {
+    let Step::CreateLink { record, .. } = step else { return None };
+    let name = if record.netns == HOST { &record.name } else { &record.host_peer };
+    (record.origin_name.is_empty() && !name.is_empty()).then_some(name)
 }
 
 fn change(step: &Step) -> Option<NetworkChange> {

@@ -8,11 +8,12 @@
 //!
 //! # Order of work
 //!
-//! A note is written before a namespace is pinned, empty at first, with its identity when it is
-//! complete. Notes survive the daemon, and are gone after a reboot as the namespaces are. Record
-//! and kernel are changed side by side, and a caller is answered when both are done: a record
-//! whose note is empty belongs to a creation that a crash cut off, and is taken back at the next
-//! start together with what was made. Deletion marks the record first, and goes on where it was.
+//! A note is written before a namespace is pinned or a link of the host is made, empty at first.
+//! Record and kernel are changed side by side; when both are done the namespace's identity is
+//! noted, and then the caller is answered. Notes survive the daemon, and are gone after a reboot as
+//! the namespaces are. What an empty note names belongs to a creation that a crash cut off, and is
+//! taken back at the next start, record and all. Nothing else is: a live namespace without record
+//! is recorded again. Deletion marks the record first, and goes on where it was.
 //!
 //! No thread of the daemon's enters another namespace: the crate has threads for that.
 
@@ -24,6 +25,7 @@ mod draft;
 mod error;
 mod names;
 mod notes;
+mod orphans;
 mod read;
 mod recover;
 mod request;
@@ -45,6 +47,7 @@ use crate::metadata::network::HOST;
 use crate::metadata::{Db, LinkRecord, Namespace, NetnsRecord, Networks};
 
 pub use self::error::{Error, Result};
+pub use self::orphans::proved;
 pub use self::read::LinkFilter;
 pub use self::watch::Watched;
 

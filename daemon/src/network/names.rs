@@ -37,6 +37,14 @@ pub(super) fn pin(namespace: &Namespace, id: &str) -> Result<NetnsName> {
     Ok(name.parse()?)
 }
 
+/// The namespace and the id that a pin is of, unless its name was cut.
+pub(super) fn owner(name: &str) -> Option<(Namespace, String)> {
+    let (namespace, id) = name.split_once("--")?;
+    let namespace = namespace.parse().ok()?;
+    let same = pin(&namespace, id).is_ok_and(|pin| pin.as_str() == name);
+    same.then(|| (namespace, id.to_owned()))
+}
+
 /// Checks the id of a network namespace that a client gives.
 pub(super) fn check(id: &str) -> Result<()> {
     validate::identifier("network namespace id", id)?;
@@ -67,6 +75,20 @@ mod tests {
         let long = "x".repeat(76);
         assert!(pin(&long, &long).len() <= NETNS_NAME_LEN_MAX);
         assert_ne!(pin("a", &long), pin("b", &long));
+    }
+
+    #[test]
+    fn a_pin_tells_whose_it_is_unless_it_was_cut() {
+        for (namespace, id) in [("default", "web"), ("a-b", "c"), ("a", "b-c")] {
+            let namespace: Namespace = namespace.parse().unwrap();
+            let name = pin(&namespace, id).unwrap();
+            assert_eq!(owner(name.as_str()), Some((namespace, id.to_owned())));
+        }
+        let long = "x".repeat(76);
+        let cut = pin(&"a".parse().unwrap(), &long).unwrap();
+        for other in [cut.as_str(), "plain", "--a", "a--", "a--b--c", "a--host"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
     }
 
     #[test]

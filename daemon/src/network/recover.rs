@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crated_api::network as api;
 use crated_api::network::operation::Change;
-use crated_netns::{IfName, NetnsRoot, PinState};
+use crated_netns::{NetnsRoot, PinState};
 use prost::Message;
 
 use super::notes::Note;
@@ -28,7 +27,7 @@ impl Network {
     /// The records'.
     pub fn recover(&self) -> Result<()> {
         let everything = self.networks.everything()?;
-        let notes = self.notes.all()?;
+        let mut notes = self.notes.all()?;
         if everything.is_empty() && notes.is_empty() && !self.dir.exists() {
             return Ok(());
         }
@@ -44,14 +43,8 @@ impl Network {
             }
             self.recover_host(&root, namespace, found)?;
         }
-        let now = crated_netns::DeleteOpts { wait: Duration::ZERO, force: true };
-        for pin in notes.keys().filter(|pin| !known.contains(*pin)) {
-            // Made and not recorded: nobody was told of it.
-            if let Ok(name) = pin.parse() {
-                let _ = root.delete_all(&[name], &now);
-            }
-            self.notes.remove(pin);
-        }
+        notes.retain(|pin, _| !known.contains(pin));
+        self.recover_unrecorded(&root, notes);
         for (namespace, record) in again {
             let recreate = record.labels.get(LABEL_RESTART).is_some_and(|it| it == RECREATE);
             if recreate && let Err(error) = self.recreate(&namespace, &record, &everything) {
@@ -73,9 +66,9 @@ impl Network {
             return Ok(Verdict::NewBoot);
         }
         match notes.get(&record.pin) {
-            Some(Note::Made(id)) => {
-                let found = root.peek(&record.pin.parse()?, id)?;
-                lock(&self.identities).insert(record.pin.clone(), id.clone());
+            Some(Note::Made(made)) => {
+                let found = root.peek(&record.pin.parse()?, &made.identity)?;
+                lock(&self.identities).insert(record.pin.clone(), made.identity.clone());
                 match found {
                     PinState::Live(_) => {}
                     _ if record.deleting => {}
@@ -160,60 +153,6 @@ impl Network {
             self.networks.commit(&scope, kept)?;
         }
         made.map(drop)
-    }
-
-    /// Begins to look for what nobody has a record of: pins when they are older than the grace
-    /// period, and links of the host that carry this daemon's mark. And goes on with deletions.
-    pub fn sweep_in_background(self: &Arc<Self>) {
-        let network = Arc::downgrade(self);
-        let grace = self.orphan_grace;
-        let started = std::thread::Builder::new().name("network-sweep".into()).spawn(move || {
-            let Some(it) = network.upgrade() else { return };
-            if !it.dir.exists() {
-                return;
-            }
-            if let Err(reason) = it.collect_garbage() {
-                tracing::warn!(reason, "a deletion was not completed");
-            }
-            it.sweep();
-            drop(it);
-            // Pins that were too young then.
-            std::thread::sleep(grace);
-            if let Some(it) = network.upgrade() {
-                it.sweep();
-            }
-        });
-        if let Err(error) = started {
-            tracing::warn!(%error, "orphans of networks are not looked for");
-        }
-    }
-
-    fn sweep(&self) {
-        // Nobody makes anything meanwhile, so that all there is has a record.
-        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let swept = self.root().and_then(|root| {
-            let everything = self.networks.everything()?;
-            let pins = everything.iter().flat_map(|(_, it)| &it.netns);
-            let pins = pins.filter_map(|netns| netns.pin.parse().ok()).collect();
-            let report = root.sweep(&pins, self.orphan_grace)?;
-            for pin in &report.removed {
-                tracing::warn!(%pin, "a pinned network namespace without record was removed");
-            }
-            for (pin, error) in &report.failed {
-                tracing::warn!(%pin, %error, "a pinned network namespace without record stays");
-            }
-            let mut links: BTreeSet<IfName> = BTreeSet::new();
-            for link in everything.iter().flat_map(|(_, it)| &it.links) {
-                let name = if link.netns == HOST { &link.name } else { &link.host_peer };
-                links.extend(name.parse().ok());
-            }
-            Ok(root.host().sweep_links(&links)?)
-        });
-        match swept {
-            Ok(links) if links.is_empty() => {}
-            Ok(links) => tracing::warn!(?links, "links of the host without record were removed"),
-            Err(error) => tracing::warn!(%error, "orphans of networks were not looked for"),
-        }
     }
 
     /// Whether the network namespace that a specification joins can be joined.

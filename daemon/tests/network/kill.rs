@@ -11,7 +11,7 @@ const CRASH_AT: &str = "CRATED_CRASH_AT";
 #[test]
 fn killed_at_any_step_of_a_creation_nothing_is_left() {
     scratch(|directory| async move {
-        for step in ["noted", "pinned", "linked", "made", "recorded"] {
+        for step in ["noted", "pinned", "linked", "made", "recorded", "told"] {
             let mut daemon = Process::start(directory.path(), "", &[(CRASH_AT, step)]).await;
             let mut client = client(&daemon.channel);
             let request = container("web", "v0", "", "10.9.0.2/24");
@@ -32,7 +32,7 @@ fn killed_at_any_step_of_a_creation_nothing_is_left() {
             } else {
                 // Complete and recorded, only the answer was lost.
                 assert_eq!(found[0].state(), api::State::Ready, "{step}");
-                assert!(["made", "recorded"].contains(&step), "{step} is not complete");
+                assert_eq!(step, "told", "{step} is not complete");
                 delete(&mut client).await;
                 until("the cable is gone", || host_links().is_empty()).await;
             }
@@ -41,6 +41,36 @@ fn killed_at_any_step_of_a_creation_nothing_is_left() {
             client.apply(call(request)).await.unwrap();
             delete(&mut client).await;
             until("the cable is gone", || host_links().is_empty()).await;
+            drop(client);
+            daemon.kill();
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_step_of_making_a_link_of_the_host_it_is_gone_or_complete() {
+    scratch(|directory| async move {
+        for step in ["noted", "linked", "made", "recorded", "told"] {
+            let mut daemon = Process::start(directory.path(), "", &[(CRASH_AT, step)]).await;
+            let mut client = client(&daemon.channel);
+            assert!(client.create_link(call(bridge("br0"))).await.is_err(), "{step}");
+            daemon.ended().await;
+            drop((client, daemon));
+
+            let daemon = Process::start(directory.path(), "", &[]).await;
+            let mut client = crate::scratch::client(&daemon.channel);
+            let list = call(api::ListLinksRequest::default());
+            let records = client.list_links(list).await.unwrap().into_inner().links;
+            if records.is_empty() {
+                until("what was made is gone", || host_links().is_empty()).await;
+                assert!(!["recorded", "told"].contains(&step), "{step}: its record is gone");
+                client.create_link(call(bridge("br0"))).await.unwrap();
+            }
+            // The record may be older than the kernel's part when the daemon is killed between.
+            let delete =
+                api::DeleteLinkRequest { netns: "host".into(), id: "br0".into(), etag: "".into() };
+            client.delete_link(call(delete)).await.unwrap();
+            until("the bridge is gone", || host_links().is_empty()).await;
             drop(client);
             daemon.kill();
         }

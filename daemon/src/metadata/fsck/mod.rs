@@ -5,6 +5,7 @@
 //! - A record that is there and refers to an object proves that the object was recorded in the
 //!   same namespace. Its bytes or files are in the store below, under the very name.
 //! - The name of a snapshot below holds its namespace and its key.
+//! - The note of a network namespace that is alive holds its namespace and its id.
 //! - After the records were lost, a committed snapshot named by the chain of an image's layers
 //!   proves that the image was unpacked in that namespace, and so that manifest, configuration and
 //!   layers were recorded there.
@@ -26,7 +27,7 @@ use super::record::{BlobRow, ContainerRefs, ImageRow, NamespaceRow, SnapshotRow}
 use super::schema::Table;
 use super::snapshot::Slot;
 use super::txn::ReadTx;
-use super::{Db, Namespace, Result, rows};
+use super::{Db, Namespace, NetnsRecord, Result, rows};
 
 mod content;
 mod snapshots;
@@ -60,6 +61,7 @@ pub struct Plan {
     findings: Vec<Finding>,
     blobs: BTreeMap<(Namespace, Digest), BlobRow>,
     snapshots: BTreeMap<(Namespace, String, String), SnapshotRow>,
+    netns: Vec<(Namespace, NetnsRecord)>,
 }
 
 /// One comparison.
@@ -106,6 +108,29 @@ impl Plan {
         Ok(check.plan)
     }
 
+    /// Compares the records of `db` with the network namespaces that are alive.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`](super::Error::Storage).
+    pub fn add_networks(&mut self, db: &Db, alive: Vec<(Namespace, NetnsRecord)>) -> Result<()> {
+        let recorded: BTreeSet<String> = db
+            .networks()
+            .everything()?
+            .into_iter()
+            .flat_map(|(_, found)| found.netns)
+            .map(|record| record.pin)
+            .collect();
+        for (namespace, record) in alive.into_iter().filter(|(_, it)| !recorded.contains(&it.pin)) {
+            let object = format!("network namespace {}", record.id);
+            let problem = "it is alive and has no record; labels and links are not known";
+            self.note(namespace.as_str(), object, problem.to_owned(), true);
+            self.netns.push((namespace, record));
+        }
+        self.findings.sort();
+        Ok(())
+    }
+
     /// What was found, in a fixed order.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
@@ -118,6 +143,7 @@ impl Plan {
     /// [`Error::Storage`](super::Error::Storage); nothing is written then.
     pub fn apply(&self, db: &Db) -> Result<()> {
         let (blobs, snapshots) = (self.blobs.clone(), self.snapshots.clone());
+        let netns = self.netns.clone();
         db.write(move |tx| {
             for ((namespace, digest), row) in &blobs {
                 rows::store(tx, Table::Blobs, namespace, &[digest.as_str()], row)?;
@@ -129,6 +155,9 @@ impl Plan {
                     key: key.clone(),
                 };
                 slot.store(tx, row)?;
+            }
+            for (namespace, record) in &netns {
+                rows::store(tx, Table::Netns, namespace, &[&record.id], record)?;
             }
             tx.effects.silent = true;
             Ok(())
