@@ -47,17 +47,22 @@ pub struct Times {
     pub gone: Duration,
 }
 
+/// Makes the bridge that containers are attached to.
+pub fn add_bridge() -> io::Result<()> {
+    let mut ip = Batch::default();
+    ip.line(format!("link add {BRIDGE} type bridge"));
+    ip.line(format!("addr add 10.88.0.1/16 dev {BRIDGE}"));
+    ip.line(format!("link set {BRIDGE} up"));
+    ip.run(&[])
+}
+
 /// Attaches `count` containers to a fresh bridge and takes them away.
 ///
 /// # Errors
 ///
 /// The contender's; and when devices stay.
 pub fn round(attacher: &mut dyn Attacher, count: usize) -> io::Result<Times> {
-    let mut ip = Batch::default();
-    ip.line(format!("link add {BRIDGE} type bridge"));
-    ip.line(format!("addr add 10.88.0.1/16 dev {BRIDGE}"));
-    ip.line(format!("link set {BRIDGE} up"));
-    ip.run(&[])?;
+    add_bridge()?;
     let before = devices()?;
     let (started, cpu) = (Instant::now(), processor_time()?);
     attacher.attach(count)?;

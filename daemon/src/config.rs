@@ -210,7 +210,7 @@ pub struct Crated {
     pub runc_v2_shim: String,
     /// From the request to stop until open calls are cut off.
     pub drain_timeout: Span,
-    /// Age from which a pinned network namespace without record is removed.
+    /// Age from which a file that was to pin a network namespace, and does not, is removed.
     pub netns_orphan_grace: Span,
     /// Directory, usually `/run/netns`, where other tools find the pinned network namespaces; none
     /// when empty.

@@ -32,7 +32,9 @@ impl KernelError {
 
 impl std::fmt::Display for KernelError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let plain = io::Error::from_raw_os_error(self.errno);
+        // The number says nothing that the words do not.
+        let plain = io::Error::from_raw_os_error(self.errno).to_string();
+        let plain = plain.split(" (os error").next().unwrap_or_default();
         match &self.message {
             Some(message) => write!(f, "{message} ({plain})"),
             None => write!(f, "{plain}"),

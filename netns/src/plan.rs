@@ -178,6 +178,7 @@ fn run(session: &mut Session<'_>, steps: &[(Netns, Op)]) -> Result<Applied, Plan
         match perform(session, &netns.at, op) {
             Ok(reverse) => undo.extend(reverse.map(|(at, op)| (place, at, op))),
             Err(error) => {
+                let error = crate::link::uses::explain(session, &netns.at, op, error);
                 let mut failed = PlanError {
                     step: place,
                     error: Box::new(error),

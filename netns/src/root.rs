@@ -520,7 +520,14 @@ fn open_source(source: Source) -> Result<OwnedFd> {
         Source::Pid(pid) if pid <= 0 => {
             return Err(Error::value("pid", format!("{pid} is not a process id")));
         }
-        Source::Pid(pid) => open(PathBuf::from(format!("/proc/{pid}/ns/net")))?,
+        Source::Pid(pid) => {
+            open(PathBuf::from(format!("/proc/{pid}/ns/net"))).map_err(|error| match error {
+                Error::NotFound { kernel, .. } => {
+                    Error::NotFound { object: format!("process {pid}"), kernel }
+                }
+                error => error,
+            })?
+        }
         Source::Fd(fd) => fd,
     };
     check_type(&fd).map_err(|state| Error::value("source", format!("it is {state}")))?;

@@ -171,6 +171,10 @@ fn mtu_outside_the_device_bounds() {
         let change = LinkChange { mtu: Some(65_536), ..LinkChange::default() };
         let error = a.change_link(&ifname("x0"), &change).unwrap_err();
         assert_is!(error, Error::OutOfRange { min: Some(68), max: Some(65_535), .. });
+        // What else was to change is as it was.
+        let change = LinkChange { alias: Some("door".to_owned()), ..change };
+        assert_is!(a.change_link(&ifname("x0"), &change).unwrap_err(), Error::OutOfRange { .. });
+        assert_eq!(a.link(&ifname("x0")).unwrap().alias, None);
     });
 }
 
@@ -207,9 +211,13 @@ fn masters_that_take_no_ports_and_ports_that_fit_no_master() {
             let parent = Parent::here(ifname(parent));
             LinkSpec::new(ifname("mv0"), LinkKind::Macvlan { parent, mode: MacvlanMode::Bridge })
         };
-        assert_is!(a.create_link(&over("x0")).unwrap_err(), Error::Busy { .. });
+        let error = a.create_link(&over("x0")).unwrap_err();
+        assert!(error.to_string().contains("x0 is a port of br0"), "{error}");
+        assert_is!(error, Error::Busy { .. });
         a.create_link(&over("x1")).unwrap();
-        assert_is!(a.change_link(&ifname("x1"), &port).unwrap_err(), Error::Busy { .. });
+        let error = a.change_link(&ifname("x1"), &port).unwrap_err();
+        assert!(error.to_string().contains("the parent of mv0"), "{error}");
+        assert_is!(error, Error::Busy { .. });
     });
 }
 
@@ -242,6 +250,9 @@ fn vxlan_ids_out_of_range_or_taken() {
         let vxlan = |name, id| LinkSpec::new(ifname(name), LinkKind::Vxlan(VxlanOpts::new(id)));
         let error = a.create_link(&vxlan("vx0", 1 << 24)).unwrap_err();
         assert_is!(error, Error::InvalidValue { field: "vxlan id", .. });
+        let raw = LinkKind::Raw { kind: "vxlan".to_owned(), data: Vec::new() };
+        let error = a.create_link(&LinkSpec::new(ifname("vx0"), raw)).unwrap_err();
+        assert_is!(with_text(error, "Required attributes"), Error::InvalidValue { .. });
         a.create_link(&vxlan("vx0", 7)).unwrap();
         let error = a.create_link(&vxlan("vx1", 7)).unwrap_err();
         assert_is!(with_text(error, "VNI"), Error::AlreadyExists { .. });
@@ -369,6 +380,16 @@ fn work_without_privileges_names_the_capability() {
         let error = thread.join().unwrap();
         assert_is!(&error, Error::Permission { .. });
         assert!(error.to_string().contains("CAP_SYS_ADMIN"), "{error}");
-        drop(root);
+        // The threads that do the work have what the one had that opened the root.
+        let dir = root.dir().to_owned();
+        let thread = std::thread::spawn(move || {
+            common::drop_capability(rustix::thread::CapabilitySet::NET_ADMIN);
+            let root = crated_netns::NetnsRoot::open(dir, crated_netns::Propagation::Private);
+            root.unwrap().host().create_link(&bridge("br0")).unwrap_err()
+        });
+        let error = thread.join().unwrap();
+        assert_is!(&error, Error::Permission { .. });
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+        assert!(root.host().link(&ifname("br0")).is_err());
     });
 }

@@ -10,7 +10,7 @@ use super::draft::{self, Draft, Step};
 use super::notes::Made;
 use super::{Error, Network, Result, crash_point, lock, names};
 use crate::metadata::network::HOST;
-use crate::metadata::{LinkRecord, NetnsRecord, NetworkChange, Scope};
+use crate::metadata::{self, LinkRecord, Namespace, NetnsRecord, NetworkChange, Object, Scope};
 
 /// Most operations of one call: a limit against mistakes.
 const OPERATIONS_MAX: usize = 10_000;
@@ -74,12 +74,43 @@ impl Network {
         let mut draft = Draft::new(scope, boot_id, view);
         let mut steps = Vec::with_capacity(operations.len());
         for (at, operation) in operations.into_iter().enumerate() {
-            steps.push(draft.step(operation).map_err(|error| at_step(at, error))?);
+            let changed = draft::changed_link(&operation);
+            let step = draft.step(operation).map_err(|error| match changed {
+                Some((netns, id)) => {
+                    at_step(at, self.not_ours(&root, namespace, &netns, &id, error))
+                }
+                None => at_step(at, error),
+            });
+            steps.push(step?);
         }
         let work = Work { network: self, scope, root: &root, draft: &draft };
         let made = work.run(&steps)?;
         drop(gate);
         self.finish(scope, &root, steps, &made)
+    }
+
+    /// Why a link without a record is not changed: it may be there, and somebody else's.
+    fn not_ours(
+        &self,
+        root: &NetnsRoot,
+        namespace: &Namespace,
+        netns: &str,
+        id: &str,
+        error: Error,
+    ) -> Error {
+        let missing = matches!(
+            &error,
+            Error::Records(metadata::Error::NotFound { object: Object::Link, .. })
+        );
+        let found = || self.open(root, namespace, netns)?.link(&id.parse()?).map_err(Error::from);
+        let found = if missing { found().ok() } else { None };
+        let Some(found) = found else { return error };
+        let step = format!("change link {netns}/{id}");
+        if found.loopback {
+            let reason = "the loopback device belongs to its namespace".to_owned();
+            return Refusal::Refused { step, reason, kernel: None }.into();
+        }
+        Refusal::Permission { step, needs: "the link to be adopted first", kernel: None }.into()
     }
 
     /// Tells of what was done, and makes the deletions that were kept for last.

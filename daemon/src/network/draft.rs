@@ -57,6 +57,17 @@ pub(super) fn subjects(operation: &api::Operation) -> Vec<(&str, &str)> {
     }
 }
 
+/// The link, by namespace and id, that an operation changes or removes.
+pub(super) fn changed_link(operation: &api::Operation) -> Option<(String, String)> {
+    match &operation.change {
+        Some(Change::UpdateLink(_) | Change::DeleteLink(_)) => {
+            let (netns, link) = subjects(operation).pop()?;
+            Some((netns.to_owned(), link.to_owned()))
+        }
+        _ => None,
+    }
+}
+
 fn link_id(link: &api::Link) -> String {
     link_id_of(link).to_owned()
 }

@@ -179,6 +179,20 @@ pub struct Process {
 impl Process {
     /// Starts the daemon's program below `directory` and waits until it answers.
     pub async fn start(directory: &Path, settings: &str, env: &[(&str, &str)]) -> Self {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_crated"));
+        program.envs(env.iter().copied());
+        Self::run(program, directory, settings).await
+    }
+
+    /// The same for a daemon that lacks a capability.
+    pub async fn start_without(directory: &Path, capability: &str) -> Self {
+        let mut program = Command::new("setpriv");
+        program.arg(format!("--bounding-set=-{capability}"));
+        program.arg("--").arg(env!("CARGO_BIN_EXE_crated"));
+        Self::run(program, directory, "").await
+    }
+
+    async fn run(mut program: Command, directory: &Path, settings: &str) -> Self {
         let config = directory.join("config.toml");
         let text = format!(
             "version = 4\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n{settings}",
@@ -189,10 +203,9 @@ impl Process {
         std::fs::write(&config, text).unwrap();
         let log = std::fs::File::options().create(true).append(true).open(directory.join("log"));
         let log = log.unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_crated"))
+        let mut child = program
             .arg("--config")
             .arg(&config)
-            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

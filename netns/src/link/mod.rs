@@ -7,6 +7,7 @@ mod encode;
 mod kinds;
 pub(crate) mod read;
 mod spec;
+pub(crate) mod uses;
 
 pub use change::LinkChange;
 pub use decode::{KindInfo, Link, Lower, OperState};

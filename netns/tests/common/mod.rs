@@ -111,3 +111,11 @@ pub fn drop_capabilities() {
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     set_capabilities(None, sets).unwrap();
 }
+
+/// Gives up one capability of the calling thread.
+pub fn drop_capability(lost: rustix::thread::CapabilitySet) {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    sets.effective.remove(lost);
+    sets.permitted.remove(lost);
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}

@@ -1,10 +1,13 @@
 //! Links, addresses and routes as people write them, on the command line and in plans.
 
+use std::collections::BTreeMap;
+
 use crated_api::network as api;
 use crated_api::network::link_spec::Kind;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::spec::split_pair;
 
 /// What kind of link it is.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -109,6 +112,15 @@ pub(crate) struct Settings {
     hairpin: Option<bool>,
 }
 
+/// KEY=VALUE for each; a word alone would be dropped without a word.
+pub(crate) fn pairs(list: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |text: &String| match text.contains('=') {
+        true => split_pair(text),
+        false => Err(refused(format!("{text:?} is not KEY=VALUE"))),
+    };
+    list.iter().map(pair).collect()
+}
+
 impl LinkKind {
     /// The kind as the API has it.
     pub(crate) fn message(&self) -> Result<Kind> {
@@ -156,7 +168,7 @@ impl LinkKind {
                 provider: false,
             }),
             "vxlan" => Kind::Vxlan(api::Vxlan {
-                id: self.number,
+                id: Some(self.number.ok_or_else(|| refused("a vxlan needs --number"))?),
                 underlay_netns: host(&self.parent_netns),
                 dev: text(&self.parent),
                 local: text(&self.local),

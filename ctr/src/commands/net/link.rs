@@ -8,7 +8,6 @@ use super::describe::{self, LinkKind, Settings, refused};
 use crate::connect::{Daemon, client};
 use crate::error::Result;
 use crate::output::{self, Padding, Table};
-use crate::spec::split_pair;
 
 /// What to do with links.
 #[derive(Debug, clap::Subcommand)]
@@ -84,18 +83,7 @@ pub(super) async fn run(daemon: &Daemon, command: Command) -> Result<()> {
         Command::Add(arguments) => add(daemon, *arguments).await,
         Command::Set(arguments) => set(daemon, *arguments).await,
         Command::Ls(arguments) => list(daemon, arguments).await,
-        Command::Rm { netns, ids } => {
-            for id in ids {
-                let request = api::DeleteLinkRequest {
-                    netns: netns.clone(),
-                    id: id.clone(),
-                    etag: String::new(),
-                };
-                client!(daemon, NetworkClient).delete_link(request).await?;
-                output::line(&id);
-            }
-            Ok(())
-        }
+        Command::Rm { netns, ids } => remove(daemon, netns, ids).await,
     }
 }
 
@@ -103,7 +91,7 @@ async fn add(daemon: &Daemon, arguments: Add) -> Result<()> {
     let (mut spec, _) = arguments.settings.message()?;
     spec.name = arguments.name;
     spec.kind = Some(arguments.kind.message()?);
-    let labels = arguments.label.iter().map(|pair| split_pair(pair)).collect::<Result<_>>()?;
+    let labels = describe::pairs(&arguments.label)?;
     let link = api::Link {
         id: arguments.id,
         netns: arguments.netns,
@@ -123,8 +111,7 @@ async fn set(daemon: &Daemon, arguments: Set) -> Result<()> {
         spec.name = name;
         paths.push("spec.name".to_owned());
     }
-    let labels: std::collections::BTreeMap<_, _> =
-        arguments.label.iter().map(|pair| split_pair(pair)).collect::<Result<_>>()?;
+    let labels = describe::pairs(&arguments.label)?;
     paths.extend(labels.keys().map(|key| format!("labels.{key}")));
     if paths.is_empty() {
         return Err(refused("nothing to change: give at least one setting"));
@@ -158,6 +145,21 @@ async fn list(daemon: &Daemon, arguments: List) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn remove(daemon: &Daemon, netns: String, ids: Vec<String>) -> Result<()> {
+    let mut failed = None;
+    for id in ids {
+        let etag = String::new();
+        let request = api::DeleteLinkRequest { netns: netns.clone(), id: id.clone(), etag };
+        match client!(daemon, NetworkClient).delete_link(request).await {
+            Ok(_) => output::line(&id),
+            // The others go all the same; the first failure is the answer.
+            Err(error) if failed.is_none() => failed = Some(error),
+            Err(error) => output::warn(error.message()),
+        }
+    }
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// The name a link has, or was to have.

@@ -5,11 +5,10 @@ use std::time::Duration;
 use crated_api::network as api;
 use crated_api::network::network_client::NetworkClient;
 
-use super::describe::refused;
+use super::describe::{pairs, refused};
 use crate::connect::{Daemon, client};
 use crate::error::Result;
 use crate::output::{self, Padding, Table};
-use crate::spec::split_pair;
 
 /// What to do with network namespaces.
 #[derive(Debug, clap::Subcommand)]
@@ -94,7 +93,6 @@ pub(crate) async fn path(daemon: &Daemon, id: &str) -> Result<String> {
 }
 
 async fn create(daemon: &Daemon, arguments: Create) -> Result<()> {
-    let pairs = |list: &[String]| list.iter().map(|pair| split_pair(pair)).collect::<Result<_>>();
     let from = match (arguments.pid, arguments.path) {
         (Some(pid), _) => Some(api::source::From::Pid(pid)),
         (None, Some(path)) => Some(api::source::From::Path(path)),
@@ -171,8 +169,9 @@ async fn info(daemon: &Daemon, id: String) -> Result<()> {
         let request = api::ListLinksRequest { netns: id, ..Default::default() };
         for link in client.list_links(request).await?.into_inner().links {
             let status = link.status.unwrap_or_default();
-            let addrs: Vec<String> = status.addrs.iter().map(|addr| addr.address.clone()).collect();
-            field("link", format!("{} {} {}", status.ifname, status.kind, addrs.join(" ")));
+            let addrs = status.addrs.iter().map(|addr| addr.address.as_str()).collect();
+            let text = [vec![status.ifname.as_str(), status.kind.as_str()], addrs].concat();
+            field("link", text.join(" "));
             for drift in status.drift {
                 field("drift", format!("{}: {drift}", status.ifname));
             }

@@ -140,7 +140,7 @@ fn parse(path: &Path, text: &str) -> Result<Plan> {
     let malformed = Error::malformed::<String>(format!("plan {}", path.display()));
     let plan: Result<Plan, String> = match json {
         true => serde_json::from_str(text).map_err(|error| error.to_string()),
-        false => toml::from_str(text).map_err(|error| error.to_string()),
+        false => toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned()),
     };
     let plan = plan.map_err(malformed)?;
     for link in &plan.link {
@@ -161,6 +161,8 @@ struct There {
     netns: BTreeSet<String>,
     links: BTreeSet<(String, String)>,
     routes: BTreeMap<String, Vec<api::Route>>,
+    neighbours: BTreeMap<String, Vec<api::Neighbour>>,
+    rules: BTreeMap<String, Vec<api::Rule>>,
 }
 
 impl There {
@@ -171,16 +173,48 @@ impl There {
         let mut there = Self {
             netns: netns.netns.into_iter().map(|netns| netns.id).collect(),
             links: links.links.into_iter().map(|link| (link.netns, link.id)).collect(),
-            routes: BTreeMap::new(),
+            ..Self::default()
         };
-        for netns in plan.route.iter().map(|route| &route.netns).collect::<BTreeSet<_>>() {
-            if netns == "host" || there.netns.contains(netns) {
-                let request = api::ListRoutesRequest { netns: netns.clone() };
-                let routes = client.list_routes(request).await?.into_inner().routes;
-                there.routes.insert(netns.clone(), routes);
-            }
+        let is_there = |netns: &&String| *netns == "host" || there.netns.contains(*netns);
+        let named = |all: BTreeSet<&String>| -> Vec<String> {
+            all.into_iter().filter(is_there).cloned().collect()
+        };
+        let routes = named(plan.route.iter().map(|it| &it.netns).collect());
+        let neighbours = named(plan.neigh.iter().map(|it| &it.netns).collect());
+        let rules = named(plan.rule.iter().map(|it| &it.netns).collect());
+        for netns in routes {
+            let request = api::ListRoutesRequest { netns: netns.clone() };
+            there.routes.insert(netns, client.list_routes(request).await?.into_inner().routes);
+        }
+        for netns in neighbours {
+            let request = api::ListNeighboursRequest { netns: netns.clone() };
+            let found = client.list_neighbours(request).await?.into_inner().neighbours;
+            there.neighbours.insert(netns, found);
+        }
+        for netns in rules {
+            let request = api::ListRulesRequest { netns: netns.clone() };
+            there.rules.insert(netns, client.list_rules(request).await?.into_inner().rules);
         }
         Ok(there)
+    }
+
+    fn has_neighbour(&self, netns: &str, wanted: &api::Neighbour) -> bool {
+        let same = |it: &api::Neighbour| {
+            (&it.dev, &it.ip) == (&wanted.dev, &wanted.ip)
+                && it.mac.eq_ignore_ascii_case(&wanted.mac)
+                && it.permanent
+        };
+        self.neighbours.get(netns).is_some_and(|all| all.iter().any(same))
+    }
+
+    fn has_rule(&self, netns: &str, wanted: &api::Rule) -> bool {
+        let place = |it: &api::Rule| (it.from.clone(), it.to.clone(), it.iif.clone());
+        let same = |it: &api::Rule| {
+            place(it) == place(wanted)
+                && (&it.oif, it.table, it.mark) == (&wanted.oif, wanted.table, wanted.mark)
+                && (wanted.priority.is_none() || it.priority == wanted.priority)
+        };
+        self.rules.get(netns).is_some_and(|all| all.iter().any(same))
     }
 
     fn has_route(&self, netns: &str, route: &api::Route) -> bool {
@@ -258,8 +292,10 @@ fn operations(plan: &Plan, there: &There) -> Result<(Vec<api::Operation>, Vec<St
             mac: neigh.mac.clone(),
             permanent: true,
         };
-        let line = format!("neighbour {} in {} created", neigh.ip, neigh.netns);
-        add(&neigh.netns, Change::AddNeighbour(made), line);
+        if !there.has_neighbour(&neigh.netns, &made) {
+            let line = format!("neighbour {} in {} created", neigh.ip, neigh.netns);
+            add(&neigh.netns, Change::AddNeighbour(made), line);
+        }
     }
     for rule in &plan.rule {
         let made = api::Rule {
@@ -272,8 +308,10 @@ fn operations(plan: &Plan, there: &There) -> Result<(Vec<api::Operation>, Vec<St
             mark: rule.mark,
             ..api::Rule::default()
         };
-        let line = format!("rule for table {} in {} created", rule.table, rule.netns);
-        add(&rule.netns, Change::AddRule(made), line);
+        if !there.has_rule(&rule.netns, &made) {
+            let line = format!("rule for table {} in {} created", rule.table, rule.netns);
+            add(&rule.netns, Change::AddRule(made), line);
+        }
     }
     Ok((operations, lines))
 }
@@ -324,7 +362,7 @@ mod tests {
         let there = There {
             netns: BTreeSet::from(["web".to_owned()]),
             links: BTreeSet::from([("web".to_owned(), "eth0".to_owned())]),
-            routes: BTreeMap::new(),
+            ..There::default()
         };
         let (operations, lines) = operations(&plan, &there).unwrap();
         assert_eq!(lines[0], "netns web net.ipv4.ip_forward set");
@@ -332,6 +370,46 @@ mod tests {
         let Some(Change::UpdateLink(update)) = &operations[2].change else { panic!() };
         let paths = &update.update_mask.as_ref().unwrap().paths;
         assert_eq!(paths, &["spec.addrs", "spec.routes", "spec.bandwidth"]);
+    }
+
+    #[test]
+    fn neighbours_and_rules_that_are_there_are_not_made_again() {
+        let text = r#"
+            [[neigh]]
+            netns = "web"
+            dev = "eth0"
+            ip = "10.9.0.9"
+            mac = "02:00:00:00:00:0A"
+
+            [[rule]]
+            netns = "web"
+            from = "10.9.0.0/24"
+            table = 7
+        "#;
+        let plan = parse(Path::new("p.toml"), text).unwrap();
+        let web = || "web".to_owned();
+        let neigh = api::Neighbour {
+            dev: "eth0".into(),
+            ip: "10.9.0.9".into(),
+            mac: "02:00:00:00:00:0a".into(),
+            permanent: true,
+        };
+        let rule = api::Rule {
+            from: "10.9.0.0/24".into(),
+            table: 7,
+            priority: Some(32_765),
+            ..api::Rule::default()
+        };
+        let mut there = There {
+            neighbours: BTreeMap::from([(web(), vec![neigh])]),
+            rules: BTreeMap::from([(web(), vec![rule])]),
+            ..There::default()
+        };
+        assert_eq!(operations(&plan, &there).unwrap().0, []);
+        there.neighbours.clear();
+        there.rules.get_mut("web").unwrap()[0].table = 8;
+        let lines = operations(&plan, &there).unwrap().1;
+        assert_eq!(lines, ["neighbour 10.9.0.9 in web created", "rule for table 7 in web created"]);
     }
 
     #[test]

@@ -160,7 +160,8 @@ pub(super) async fn neighbours(daemon: &Daemon, command: Neighbours) -> Result<(
             let mut table = Table::new(Padding::Wide, ["LINK", "ADDRESS", "MAC", "STATE"]);
             let state = |permanent| if permanent { "permanent" } else { "learned" }.to_owned();
             for neigh in found.neighbours {
-                table.row([neigh.dev, neigh.ip, neigh.mac, state(neigh.permanent)]);
+                let mac = if neigh.mac.is_empty() { "-".to_owned() } else { neigh.mac };
+                table.row([neigh.dev, neigh.ip, mac, state(neigh.permanent)]);
             }
             for entry in found.forwarding {
                 let to = if entry.dst.is_empty() { "-".to_owned() } else { entry.dst };

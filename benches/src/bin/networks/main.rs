@@ -1,11 +1,14 @@
 //! Attaches containers to a bridge by crated, by crated through its API, by `ip -batch` and by the
 //! CNI bridge plugin, taking turns, and prints times and quotients as Markdown.
 //!
-//! `networks [N...]` with counts of containers, 1, 100 and 1000 without arguments. Starts itself
+//! `networks [N...]` with counts of containers, 1, 100 and 1000 without arguments. `networks standing
+//! [N]` prints what a restart of the daemon over N of them and idle watchers cost. Starts itself
 //! again under `unshare -n -m`. `CRATED_BENCH_ROUNDS` sets the rounds; `CRATED_BIN` names the
 //! daemon, which is looked for beside this program otherwise.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
+
+mod standing;
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -47,17 +50,23 @@ fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let mut counts = Vec::new();
-    for argument in std::env::args().skip(1) {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let standing = arguments.next_if(|first| first == "standing").is_some();
+    for argument in arguments {
         let invalid = |_| io::Error::other(format!("{argument:?} is no count"));
         counts.push(argument.parse::<usize>().map_err(invalid)?);
     }
-    if counts.is_empty() {
+    if counts.is_empty() && !standing {
         counts = vec![1, 100, 1000];
     }
     private_netns_dir()?;
     let directory = tempfile::tempdir()?;
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!("load average before: {}", load.trim());
+    if standing {
+        println!("\n| what | |\n|---|--:|");
+        return standing::measure(directory.path(), counts.pop().unwrap_or(1000));
+    }
     println!("\n| containers | contender | attach ms | fastest | CPU ms | gone ms | rounds |");
     println!("|--:|---|--:|--:|--:|--:|--:|");
     let mut verdicts = Vec::new();
