@@ -42,6 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     stream.write_all(b"hello over the bridge")?;
     drop(stream);
     let (own, answer) = asked.join().expect("the thread ends")?;
+    // A socket opened inside keeps its namespace alive.
+    drop(listener);
     println!("web was asked by {from}; db ({own}) heard: {answer}");
 
     for netns in &made {
