@@ -132,7 +132,8 @@ impl LinkKind {
             None => Err(refused(format!("a {} needs --parent", self.kind))),
         };
         Ok(match self.kind.as_str() {
-            "veth" | "netkit" => {
+            // A plan need not say the usual.
+            "" | "veth" | "netkit" => {
                 let pair = Box::new(api::Pair {
                     peer: Some(Box::new(api::LinkSpec {
                         name: text(&self.peer),
@@ -142,7 +143,7 @@ impl LinkKind {
                     peer_netns: host(&self.peer_netns),
                     layer3: self.mode.as_deref() == Some("l3"),
                 });
-                if self.kind == "veth" { Kind::Veth(pair) } else { Kind::Netkit(pair) }
+                if self.kind == "netkit" { Kind::Netkit(pair) } else { Kind::Veth(pair) }
             }
             "bridge" => Kind::Bridge(api::Bridge {
                 vlan_filtering: self.vlan_filtering.then_some(true),
