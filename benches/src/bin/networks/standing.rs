@@ -65,7 +65,8 @@ struct Use {
 /// The daemon without watchers and with them.
 fn watch(daemon: &Daemon, socket: &Path) -> io::Result<(Use, Use)> {
     let pid = daemon.child.id();
-    let quiet = || std::thread::sleep(Duration::from_secs(1));
+    // After a start the daemon gives memory back.
+    let quiet = || std::thread::sleep(Duration::from_secs(5));
     quiet();
     let before = used(pid)?;
     let mut streams = Vec::new();
@@ -87,7 +88,7 @@ fn watch(daemon: &Daemon, socket: &Path) -> io::Result<(Use, Use)> {
 
 fn used(pid: u32) -> io::Result<Use> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let resident = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
     let netlink = std::fs::read_to_string(format!("/proc/{pid}/net/netlink"))?;
     let inodes: BTreeSet<&str> =
