@@ -82,6 +82,13 @@ mod writer;
 pub use self::layout::OmittedSync;
 pub use self::scrub::{Damage, Scrub, ScrubReport};
 
+/// Gives back the memory that this process keeps for the next large blob of any store, some 16 MiB
+/// after a few of them. Worth calling while nothing is written; the next writer takes a little
+/// longer. Answers with the number of buffers given back.
+pub fn release_buffers() -> usize {
+    direct::release_idle()
+}
+
 /// Blobs in a directory of a local filesystem. The layout and what survives a crash are described
 /// in the [module](self).
 ///
