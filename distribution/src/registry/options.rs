@@ -155,10 +155,11 @@ impl Default for Limits {
             open_bodies_max: 16,
             // What one client is commonly granted before a server makes it wait.
             host_bodies_max: 12,
-            // Long enough that the wait for its first byte does not matter.
-            range_bytes: 4 << 20,
+            // Long enough that the wait for its first byte hardly matters; short enough that what
+            // was fetched ahead, and is lost with the process, stays below 8 MiB of one blob.
+            range_bytes: 2 << 20,
             parts_max: 4,
-            ahead_bytes_max: 24 << 20,
+            ahead_bytes_max: 16 << 20,
             // A gigabit link is filled by one connection at this rate.
             parts_below_rate: 100 << 20,
             // At the usual hundred entries per page this is more than any tool can show.
