@@ -92,17 +92,26 @@ async fn watchdog(daemon: Arc<Daemon>) {
     }
 }
 
-/// Gives memory back once after each time the daemon was busy.
+/// Gives memory back after each time the daemon was busy: soon, and once more when what goes on
+/// behind the calls, such as threads that wait for more work, has ended too. Sleeps until then.
 async fn frugality(daemon: Arc<Daemon>) {
-    let (mut seen, mut given_back) = (u64::MAX, false);
+    let calls = &daemon.metrics.calls;
     loop {
-        tokio::time::sleep(if given_back { LOOK_EVERY } else { IDLE_AFTER }).await;
-        let begun = daemon.metrics.calls.begun();
-        if begun != seen {
-            (seen, given_back) = (begun, false);
-        } else if !given_back {
-            given_back = true;
-            let _ = daemon.blocking.quick(sys::give_back).await;
+        let seen = calls.stirs();
+        for quiet in [IDLE_AFTER, SETTLED_AFTER] {
+            tokio::time::sleep(quiet).await;
+            if calls.stirs() != seen {
+                break;
+            }
+            let idle = Arc::clone(&daemon);
+            let work = move || {
+                idle.give_back();
+                sys::give_back();
+            };
+            let _ = daemon.blocking.quick(work).await;
+        }
+        while calls.stirs() == seen {
+            calls.stirred().await;
         }
     }
 }
@@ -126,5 +135,5 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Without a call for this long, the daemon counts as idle.
 const IDLE_AFTER: Duration = Duration::from_millis(500);
 
-/// How often an idle daemon looks whether it has become busy.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Longer than [`KEEP_ALIVE`]: what threads held is free then.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);

@@ -149,7 +149,7 @@ impl Daemon {
             blocking: Blocking::new(),
             verifiers: Verifiers::new(config.plugins.image_verifier.clone()),
             processors: Processors::new(config.stream_processors.clone()),
-            pipeline: Arc::default(),
+            pipeline: Arc::new(Shared::new(Arc::clone(&metrics))),
             applier: Arc::new(TarApplier::new(&scratch)),
             differ: Arc::new(WalkingDiffer::new(&scratch)),
             collector,
@@ -204,6 +204,12 @@ impl Daemon {
     pub async fn collect(self: &Arc<Self>) -> Result<Arc<gc::Report>, Status> {
         let daemon = Arc::clone(self);
         Ok(self.blocking.quick(move || daemon.collector.collect_and_wait()).await??)
+    }
+
+    /// Gives back what the parts keep for the next call, which then takes a little longer. Blocks.
+    pub fn give_back(&self) {
+        let buffers = crated_content::local::release_buffers();
+        tracing::debug!(buffers, "nobody calls, memory is given back");
     }
 
     /// All metrics as they stand now. Blocks.
@@ -367,9 +373,8 @@ fn snapshots(
                 let listed = listed.export("root", root.display().to_string());
                 plugins.push(Plugin { capabilities, ..listed });
                 let opened = Snapshots::new(db, name, snapshotter);
-                opened.drop_lost().map_err(|source| Error::Metadata {
-                    path: config.root.clone(),
-                    source: Box::new(source),
+                opened.drop_lost().and_then(|_| opened.drop_unfinished()).map_err(|source| {
+                    Error::Metadata { path: config.root.clone(), source: Box::new(source) }
                 })?;
                 snapshots.insert(name.to_owned(), opened);
             }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crated::filters::Filters;
-use crated::metadata::{Error as MetadataError, Labels, Sharing};
+use crated::metadata::{Error as MetadataError, LABEL_UNPACKING, Labels, Sharing};
 use crated_content::MemoryStore;
 use crated_snapshot::{CommitOptions, Error, Key, Kind, LabelUpdate, Name, Snapshotter};
 use metadata_support::layers::{Layers, REF};
@@ -371,4 +371,37 @@ fn what_a_power_cut_took_below_goes_from_the_records() {
     // The way is free to unpack the layer again.
     world.layer(&one, "sha256:2", Some("sha256:1"), &[]);
     world.active(&one, "container", Some("sha256:2"));
+}
+
+#[test]
+fn what_the_daemon_was_unpacking_when_it_was_killed_goes_and_what_clients_unpack_stays() {
+    let (world, _) = world();
+    let (one, two) = (scope("one"), scope("two"));
+    let own = labels(&[(LABEL_UNPACKING, "pipeline")]);
+    let none = Labels::new();
+    for scope in [&one, &two] {
+        world.layer(scope, "sha256:1", None, &[]);
+        let snapshotter = world.snapshotter(scope);
+        let parent = name("sha256:1");
+        for (at, labels) in [
+            ("extract-1-1-1 sha256:2", &own),
+            ("extract-1-1-2 sha256:3", &own),
+            ("extract-1-client sha256:2", &none),
+            ("container", &own),
+        ] {
+            snapshotter.prepare(&key(at), Some(&parent), labels).unwrap();
+        }
+        let options = CommitOptions { labels: own.clone(), parent: None };
+        let committed = name("extract-committed");
+        snapshotter.commit(&committed, &key("extract-1-1-2 sha256:3"), &options).unwrap();
+    }
+
+    assert_eq!(world.snapshots.drop_unfinished().unwrap(), 2);
+
+    for scope in [&one, &two] {
+        let left = walked(&world.snapshotter(scope), "");
+        let kept = ["container", "extract-1-client sha256:2", "extract-committed", "sha256:1"];
+        assert_eq!(left, kept);
+    }
+    assert_eq!(world.snapshots.drop_unfinished().unwrap(), 0);
 }

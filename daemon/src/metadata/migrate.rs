@@ -200,4 +200,4 @@ const FILE: &str = "meta.redb";
 
 /// Pages kept in memory beside the system's own cache, and never given back: the upper levels of
 /// the trees of a busy host (10^5 objects), and all of a small one's.
-const CACHE_SIZE_BYTES: usize = 16 << 20;
+const CACHE_SIZE_BYTES: usize = 4 << 20;

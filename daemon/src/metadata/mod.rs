@@ -68,4 +68,4 @@ pub use self::namespaces::{NamespaceRecord, Namespaces};
 pub use self::network::{LinkRecord, NetnsRecord, NetworkChange, NetworkView, Networks};
 pub use self::sandboxes::{Sandbox, SandboxUpdate, Sandboxes};
 pub use self::scope::{Namespace, Scope};
-pub use self::snapshot::{NamespacedSnapshotter, Snapshots};
+pub use self::snapshot::{LABEL_UNPACKING, NamespacedSnapshotter, Snapshots};

@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use tokio::sync::Notify;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -28,7 +29,8 @@ pub struct Calls {
     services: Histograms<OfService>,
     methods: Option<Histograms<OfMethod>>,
     open: Gauge,
-    begun: AtomicU64,
+    stirs: AtomicU64,
+    stirred: Notify,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,7 +58,8 @@ impl Calls {
             services: Family::new_with_constructor(seconds),
             methods: per_method.then(|| Family::new_with_constructor(seconds as fn() -> _)),
             open: Gauge::default(),
-            begun: AtomicU64::new(0),
+            stirs: AtomicU64::new(0),
+            stirred: Notify::new(),
         };
         registry.register("grpc_server_handled", "Calls that ended", this.handled.clone());
         let services = "How long calls took, by service";
@@ -69,13 +72,25 @@ impl Calls {
         this
     }
 
-    /// Calls that have come in since the start.
-    pub fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+    /// Waits until a call begins or ends, or one did since this was last waited for. Meant for
+    /// one who waits.
+    pub async fn stirred(&self) {
+        self.stirred.notified().await;
+    }
+
+    /// How often a call began or ended since the start.
+    pub fn stirs(&self) -> u64 {
+        self.stirs.load(Ordering::Relaxed)
+    }
+
+    fn stir(&self) {
+        self.stirs.fetch_add(1, Ordering::Relaxed);
+        self.stirred.notify_one();
     }
 
     fn ended(&self, call: &Call, code: Code) {
         self.open.dec();
+        self.stir();
         // A path that nobody serves is whatever a client made up: it gets no label of its own.
         let (service, method) = match code {
             Code::Unimplemented => ("unknown", "unknown"),
@@ -158,7 +173,7 @@ struct Call {
 impl Call {
     fn begin<A>(metrics: &Arc<Metrics>, request: &Request<A>) -> Self {
         metrics.calls.open.inc();
-        metrics.calls.begun.fetch_add(1, Ordering::Relaxed);
+        metrics.calls.stir();
         let path = request.uri().path().to_owned();
         let namespace = request.headers().get(HEADER_NAMESPACE);
         let namespace = namespace.and_then(|value| value.to_str().ok()).unwrap_or_default();

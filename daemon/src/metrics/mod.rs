@@ -124,8 +124,8 @@ impl Metrics {
         self.registry().register(name, help, metric);
     }
 
-    /// Measures a stage of a pull, such as `resolve`, `fetch` or `unpack`, from now until the
-    /// answer is dropped.
+    /// Measures a stage of a pull from now until the answer is dropped: `resolve` a name, `fetch` a
+    /// blob, `unpack` a layer, `commit` it, `settle` all of them on the disk.
     pub fn stage(&self, stage: &'static str) -> Timer {
         Timer {
             histogram: self.stages.get_or_create_owned(&Stage { stage }),

@@ -252,7 +252,7 @@ impl Chain {
         let (chain, wanted) = (self.clone(), layer.clone());
         self.extracting(layer);
         let fill = move || match chain.stored(&wanted) {
-            Ok(mut bytes) => fill(&chain.unpack, &wanted, draft, alone, &mut bytes),
+            Ok(mut bytes) => chain.fill(&wanted, draft, alone, &mut bytes),
             Err(error) => {
                 draft.discard();
                 Err(error)
@@ -290,9 +290,9 @@ impl Chain {
         alone: bool,
     ) -> Result<Ready> {
         let (tee, mut arriving) = arrive::tee();
-        let (unpack, wanted) = (self.unpack.clone(), layer.clone());
+        let (chain, wanted) = (self.clone(), layer.clone());
         let unpacked =
-            self.fetch.blocking.bulk(move || fill(&unpack, &wanted, draft, alone, &mut arriving));
+            self.fetch.blocking.bulk(move || chain.fill(&wanted, draft, alone, &mut arriving));
         let labels = self.labels.clone();
         let fetched = self.fetch.arrive(&layer.descriptor, missing, labels, Some(tee));
         let (fetched, unpacked) = tokio::join!(fetched, unpacked);
@@ -310,6 +310,28 @@ impl Chain {
         fetched.map(|_| Ready::Stored)
     }
 
+    /// Unpacks `bytes`. A layer that makes no sense alone waits for those below.
+    fn fill(
+        &self,
+        layer: &Layer,
+        draft: Draft,
+        alone: bool,
+        bytes: &mut dyn Read,
+    ) -> Result<Ready> {
+        use crated_snapshot::Error::{InvalidArchive, Unsupported};
+        let _timer = self.fetch.shared.metrics.stage("unpack");
+        if !alone {
+            return self.unpack.fill(draft, layer, bytes).map(Ready::InPlace);
+        }
+        match self.unpack.fill_alone(draft, layer, bytes) {
+            Ok((draft, assumed)) => Ok(Ready::Alone(draft, assumed)),
+            Err(Error::Snapshot { source: InvalidArchive { .. } | Unsupported { .. }, .. }) => {
+                Ok(Ready::Stored)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Commits a layer whose parent is there.
     async fn commit(&self, layer: Layer, ready: Ready, lowers: Lowers) -> Result<Lowers> {
         let chain = self.clone();
@@ -318,6 +340,7 @@ impl Chain {
     }
 
     fn commit_now(&self, layer: &Layer, ready: Ready, lowers: Lowers) -> Result<Lowers> {
+        let _timer = self.fetch.shared.metrics.stage("commit");
         let counters = &self.fetch.shared.counters;
         let (draft, alone) = match ready {
             Ready::InPlace(draft) => (Some(draft), false),
@@ -359,6 +382,7 @@ impl Chain {
             }
         };
         self.extracting(layer);
+        let _timer = self.fetch.shared.metrics.stage("unpack");
         self.unpack.fill(draft, layer, &mut bytes).map(Some)
     }
 
@@ -414,26 +438,5 @@ fn settled(
             draft.discard();
             Err(error)
         }
-    }
-}
-
-/// Unpacks `bytes`. A layer that makes no sense alone waits for those below.
-fn fill(
-    unpack: &Unpack,
-    layer: &Layer,
-    draft: Draft,
-    alone: bool,
-    bytes: &mut dyn std::io::Read,
-) -> Result<Ready> {
-    use crated_snapshot::Error::{InvalidArchive, Unsupported};
-    if !alone {
-        return unpack.fill(draft, layer, bytes).map(Ready::InPlace);
-    }
-    match unpack.fill_alone(draft, layer, bytes) {
-        Ok((draft, assumed)) => Ok(Ready::Alone(draft, assumed)),
-        Err(Error::Snapshot { source: InvalidArchive { .. } | Unsupported { .. }, .. }) => {
-            Ok(Ready::Stored)
-        }
-        Err(error) => Err(error),
     }
 }

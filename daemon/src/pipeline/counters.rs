@@ -1,21 +1,21 @@
 //! What the pipeline did since the daemon started, for whoever measures it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::metrics::{Counter, Metrics};
 
 /// Counts that only grow. Reading them costs nothing and stops nobody.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub(super) blobs_fetched: AtomicU64,
-    pub(super) bytes_fetched: AtomicU64,
-    pub(super) blobs_found: AtomicU64,
-    pub(super) blobs_imported: AtomicU64,
-    pub(super) fetches_awaited: AtomicU64,
-    pub(super) layers_applied: AtomicU64,
-    pub(super) layers_applied_in_one_pass: AtomicU64,
-    pub(super) layers_applied_again: AtomicU64,
-    pub(super) layers_found: AtomicU64,
-    pub(super) applies_awaited: AtomicU64,
-    pub(super) failures: AtomicU64,
+    pub(super) blobs_fetched: Counter,
+    pub(super) bytes_fetched: Counter,
+    pub(super) blobs_found: Counter,
+    pub(super) blobs_imported: Counter,
+    pub(super) fetches_awaited: Counter,
+    pub(super) layers_applied: Counter,
+    pub(super) layers_applied_in_one_pass: Counter,
+    pub(super) layers_applied_again: Counter,
+    pub(super) layers_found: Counter,
+    pub(super) applies_awaited: Counter,
+    pub(super) failures: Counter,
 }
 
 /// All of them at one moment.
@@ -49,27 +49,61 @@ pub struct Counts {
 impl Counters {
     /// The counts at this moment.
     pub fn counts(&self) -> Counts {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
-            blobs_fetched: of(&self.blobs_fetched),
-            bytes_fetched: of(&self.bytes_fetched),
-            blobs_found: of(&self.blobs_found),
-            blobs_imported: of(&self.blobs_imported),
-            fetches_awaited: of(&self.fetches_awaited),
-            layers_applied: of(&self.layers_applied),
-            layers_applied_in_one_pass: of(&self.layers_applied_in_one_pass),
-            layers_applied_again: of(&self.layers_applied_again),
-            layers_found: of(&self.layers_found),
-            applies_awaited: of(&self.applies_awaited),
-            failures: of(&self.failures),
+            blobs_fetched: self.blobs_fetched.get(),
+            bytes_fetched: self.bytes_fetched.get(),
+            blobs_found: self.blobs_found.get(),
+            blobs_imported: self.blobs_imported.get(),
+            fetches_awaited: self.fetches_awaited.get(),
+            layers_applied: self.layers_applied.get(),
+            layers_applied_in_one_pass: self.layers_applied_in_one_pass.get(),
+            layers_applied_again: self.layers_applied_again.get(),
+            layers_found: self.layers_found.get(),
+            applies_awaited: self.applies_awaited.get(),
+            failures: self.failures.get(),
+        }
+    }
+
+    /// Shows them among the metrics of the daemon.
+    pub(super) fn register(&self, metrics: &Metrics) {
+        for (name, help, counter) in [
+            (
+                "blobs_fetched",
+                "Blobs that came from registries and were verified",
+                &self.blobs_fetched,
+            ),
+            ("bytes_fetched", "Bytes of bodies that came from registries", &self.bytes_fetched),
+            ("blobs_found", "Blobs that were asked for and were there", &self.blobs_found),
+            ("blobs_imported", "Blobs that came in archives", &self.blobs_imported),
+            (
+                "fetches_awaited",
+                "Fetches that waited for the same of another pull",
+                &self.fetches_awaited,
+            ),
+            ("layers_applied", "Layers that became snapshots", &self.layers_applied),
+            (
+                "layers_applied_in_one_pass",
+                "Layers unpacked as they arrived",
+                &self.layers_applied_in_one_pass,
+            ),
+            ("layers_applied_again", "Layers unpacked a second time", &self.layers_applied_again),
+            ("layers_found", "Layers whose snapshot was there", &self.layers_found),
+            (
+                "applies_awaited",
+                "Layers that waited for another pull to unpack them",
+                &self.applies_awaited,
+            ),
+            ("failures", "Pulls that failed", &self.failures),
+        ] {
+            metrics.register(&format!("crated_pull_{name}"), help, counter.clone());
         }
     }
 }
 
-pub(super) fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &Counter) {
     count_by(counter, 1);
 }
 
-pub(super) fn count_by(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
+pub(super) fn count_by(counter: &Counter, by: u64) {
+    counter.inc_by(by);
 }

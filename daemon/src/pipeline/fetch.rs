@@ -120,6 +120,7 @@ impl Fetch {
         tee: Option<Tee>,
     ) -> Result<bool> {
         let Missing { writer, key, _flight } = missing;
+        let _timer = self.shared.metrics.stage("fetch");
         let mut outcome = self.transfer(descriptor, &key, writer, labels.clone(), tee).await;
         let mut at_once = true;
         while is_wrong(&outcome) && self.fetcher.distrust(&descriptor.digest) {

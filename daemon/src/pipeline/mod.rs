@@ -47,6 +47,7 @@ pub use error::{Error, Result};
 
 use self::counters::Counters;
 use self::flight::Flights;
+use crate::metrics::Metrics;
 
 /// Blobs that arrive side by side, of all pulls: enough for the slowest registry, and a bound on
 /// connections and memory.
@@ -61,6 +62,8 @@ const UNPACKING_MAX: usize = 6;
 pub struct Shared {
     /// What was done so far.
     pub counters: Counters,
+    /// How long the stages took.
+    metrics: Arc<Metrics>,
     /// Blobs on their way, by digest.
     fetches: Flights,
     /// Layers being unpacked, by namespace, snapshotter and chain.
@@ -71,12 +74,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nothing done yet.
-    pub fn new() -> Self {
+    /// Nothing done yet. What will be done shows in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         let cores = std::thread::available_parallelism().map_or(UNPACKING_MIN, usize::from);
         let unpacking = cores.clamp(UNPACKING_MIN, UNPACKING_MAX);
+        let counters = Counters::default();
+        counters.register(&metrics);
         Self {
-            counters: Counters::default(),
+            counters,
+            metrics,
             fetches: Flights::default(),
             applies: Flights::default(),
             fetching: Arc::new(Semaphore::new(FETCHING_MAX)),
@@ -93,7 +99,7 @@ impl Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self::new()
+        Self::new(Arc::default())
     }
 }
 

@@ -146,7 +146,9 @@ impl Pull {
             self.unpack(&layers, target).await?;
             if let Some(top) = layers.last() {
                 let unpack = target.unpack.clone();
+                let settling = self.fetch.shared.metrics.stage("settle");
                 self.blocking().bulk(move || unpack.settle()).await??;
+                drop(settling);
                 let (store, name) = (self.fetch.store.clone(), target.snapshotter.clone());
                 let (digest, top) = (manifest.config.digest.clone(), top.chain_id.clone());
                 self.blocking()

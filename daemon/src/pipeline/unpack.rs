@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::{Error, Result, fetch};
+use crate::metadata::LABEL_UNPACKING;
 
 /// Names the snapshot that an extraction is for; also how another layer of snapshotters says
 /// that it has it.
@@ -107,7 +108,9 @@ impl Unpack {
         let parent = parent.map(Name::new).transpose().map_err(failed)?;
         for _ in 0..ATTEMPTS_MAX {
             let key = Key::new(extraction_key(&layer.chain_id)).map_err(failed)?;
-            match self.snapshotter.prepare(&key, parent.as_ref(), &labels(layer)) {
+            let mut marked = labels(layer);
+            marked.insert(LABEL_UNPACKING.to_owned(), String::from("pipeline"));
+            match self.snapshotter.prepare(&key, parent.as_ref(), &marked) {
                 Ok(mounts) => {
                     let snapshotter = self.snapshotter.clone();
                     let unfinished = None;

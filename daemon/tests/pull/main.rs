@@ -8,6 +8,8 @@ mod gate;
 #[path = "../common/images.rs"]
 mod images;
 mod once;
+#[path = "../common/process.rs"]
+mod process;
 mod resume;
 mod stacked;
 mod support;

@@ -52,6 +52,20 @@ async fn a_hundred_pulls_of_one_image_fetch_and_unpack_everything_once() {
     assert_eq!(counts.layers_applied, 5, "{counts:?}");
     assert_eq!(counts.failures, 0, "{counts:?}");
     assert_eq!(snapshot_names_of(&fixture, "overlayfs").await.len(), 5);
+    // The same where operators look.
+    let metrics = fixture.running.daemon().metrics_text();
+    for line in [
+        "crated_pull_layers_applied_total 5".to_owned(),
+        format!("crated_pull_blobs_fetched_total {}", counts.blobs_fetched),
+        format!("crated_pull_fetches_awaited_total {}", counts.fetches_awaited),
+        "crated_pull_failures_total 0".to_owned(),
+        format!("crated_pull_stage_seconds_count{{stage=\"resolve\"}} {PULLS}"),
+        "crated_pull_stage_seconds_count{stage=\"fetch\"} 5".to_owned(),
+        "crated_pull_stage_seconds_count{stage=\"commit\"} 5".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    assert!(metrics.contains("crated_pull_stage_seconds_count{stage=\"unpack\"}"), "{metrics}");
 }
 
 /// An image whose layer `bad` is not what the configuration names.

@@ -78,8 +78,13 @@ pub(crate) async fn snapshot_names(fixture: &Fixture) -> Vec<String> {
 }
 
 pub(crate) async fn snapshot_names_of(fixture: &Fixture, snapshotter: &str) -> Vec<String> {
+    snapshots_on(&fixture.channel, snapshotter).await
+}
+
+/// The names of all snapshots of the daemon that `channel` leads to.
+pub(crate) async fn snapshots_on(channel: &Channel, snapshotter: &str) -> Vec<String> {
     let request = ListSnapshotsRequest { snapshotter: snapshotter.to_owned(), filters: Vec::new() };
-    let mut client = SnapshotsClient::new(fixture.channel.clone());
+    let mut client = SnapshotsClient::new(channel.clone());
     let mut stream = client.list(in_namespace(NAMESPACE, request)).await.unwrap().into_inner();
     let mut names = Vec::new();
     while let Some(batch) = stream.message().await.unwrap() {

@@ -1,8 +1,10 @@
-//! What a power cut took below goes from the records too.
+//! What an earlier daemon lost: what a power cut took below goes from the records too, and so does
+//! what the daemon was unpacking when it was killed.
 
 use std::ops::ControlFlow;
 
-use super::{Slot, Snapshots};
+use super::{LABEL_UNPACKING, Slot, Snapshots};
+use crate::metadata::record::{Record, SnapshotRow};
 use crate::metadata::schema::Table;
 use crate::metadata::txn::View;
 use crate::metadata::{Namespace, Result, key};
@@ -48,4 +50,49 @@ impl Snapshots {
         self.backend().forget_lost(&lost)?;
         Ok(count)
     }
+
+    /// Erases the records of snapshots that this daemon was unpacking layers into when it was
+    /// killed; the next collection takes what is below. For the start, before anybody calls:
+    /// nobody can be working on them then. Those of clients, which may be, have no such label.
+    ///
+    /// # Errors
+    ///
+    /// Those of the records; nothing is erased then.
+    pub fn drop_unfinished(&self) -> Result<usize> {
+        let mut slots = Vec::new();
+        for namespace in self.inner.db.namespaces().list()? {
+            let mut prefix = key::prefix(&[namespace.name.as_str(), self.name()]);
+            let front = prefix.len();
+            prefix.extend_from_slice(UNPACKING_PREFIX.as_bytes());
+            let view = self.inner.db.read()?;
+            view.scan(Table::Snapshots, &prefix, &mut |at, value| {
+                let row = SnapshotRow::load(value)?;
+                if !row.committed && row.labels.contains_key(LABEL_UNPACKING) {
+                    let namespace = namespace.name.clone();
+                    let key = String::from_utf8_lossy(&at[front..]).into_owned();
+                    slots.push(Slot { namespace, snapshotter: self.name().to_owned(), key });
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        if slots.is_empty() {
+            return Ok(0);
+        }
+        let count = slots.len();
+        self.inner.db.write(move |tx| {
+            for slot in &slots {
+                if let Some(row) = slot.load(tx)? {
+                    slot.erase(tx, &row);
+                    tx.effects.dirty = true;
+                    tx.effects.dirty_snapshotters.push(slot.snapshotter.clone());
+                }
+            }
+            Ok(())
+        })?;
+        tracing::info!(snapshotter = self.name(), count, "layers that were not finished are gone");
+        Ok(count)
+    }
 }
+
+/// What the keys of all extractions start with, whoever makes them.
+const UNPACKING_PREFIX: &str = "extract-";

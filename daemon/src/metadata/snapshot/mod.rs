@@ -338,6 +338,10 @@ fn into_snapshot(error: Error) -> crated_snapshot::Error {
     }
 }
 
+/// On snapshots that the daemon itself unpacks layers into, until they are committed: nobody goes
+/// on with them after a restart.
+pub const LABEL_UNPACKING: &str = "crated.io/unpacking";
+
 /// Names a layer independently of who unpacks it; makes the snapshotter below look for one that
 /// exists already.
 const LABEL_SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";

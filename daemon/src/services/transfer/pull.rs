@@ -19,7 +19,9 @@ impl Work {
         let resolver = self.resolver(&registry.resolver.unwrap_or_default())?;
         let shown = reference.to_string();
         self.report.line(format!("Resolving from {shown}")).await;
+        let resolving = self.service.daemon.metrics.stage("resolve");
         let resolved = resolver.resolve(&reference).await.map_err(failed)?;
+        drop(resolving);
         let fetcher = resolver.fetcher(&reference).await.map_err(failed)?;
         self.report.line(format!("Pulling from {shown}")).await;
         let root = resolved.descriptor;
