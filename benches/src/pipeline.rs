@@ -108,7 +108,7 @@ impl Image {
             store,
             blocking: Blocking::new(),
             progress: Progress::new(),
-            shared: Arc::new(Shared::new()),
+            shared: Arc::new(Shared::default()),
         })
     }
 
