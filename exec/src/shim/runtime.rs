@@ -181,6 +181,8 @@ impl ShimRuntime {
         if let Err(error) = created {
             task.deleting.store(true, Ordering::Release);
             task.shut_down(self.config.timeouts.shutdown).await;
+            // It would be followed for ever, and keep a descriptor each.
+            task.stop_log();
             self.undo(&request, &folders, &binary).await;
             return Err(error.context("failed to create shim task"));
         }
