@@ -12,7 +12,12 @@ use prost::Message;
 use prost_types::Any;
 use tokio::{sync::watch, time::timeout};
 
-use super::{ShimRuntime, folders::Folders, removal::Remains, start::Binary};
+use super::{
+    ShimRuntime,
+    folders::{Folders, Following},
+    removal::Remains,
+    start::Binary,
+};
 use crate::{
     Bundle, Error, ExecProcess, ProcessPid, Result, Size,
     proto::{
@@ -46,7 +51,7 @@ pub struct ShimTask {
     /// The end the shim could not report.
     pub(super) gone: watch::Sender<Option<WaitResponse>>,
     pub(super) runtime: Weak<ShimRuntime>,
-    log: Mutex<Option<tokio::task::AbortHandle>>,
+    log: Mutex<Option<Following>>,
 }
 
 impl ShimTask {
@@ -70,7 +75,7 @@ impl ShimTask {
             deleting: AtomicBool::new(false),
             gone: watch::Sender::new(None),
             runtime: Arc::downgrade(runtime),
-            log: Mutex::new(log),
+            log: Mutex::new(Some(log)),
         }))
     }
 
@@ -368,9 +373,7 @@ impl ShimTask {
     }
 
     pub(super) fn stop_log(&self) {
-        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            log.abort();
-        }
+        drop(self.log.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     async fn call<Q, A>(&self, method: &str, request: &Q, limit: Option<Duration>) -> Result<A>

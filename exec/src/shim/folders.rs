@@ -18,6 +18,17 @@ pub(super) struct Folders {
     pub(super) work: PathBuf,
 }
 
+/// A shim's log that is being copied, until this is dropped: it keeps a descriptor.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Following(tokio::task::AbortHandle);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Folders {
     pub(super) fn new(config: &ShimConfig, namespace: &str, id: &str) -> Self {
         Folders {
@@ -96,9 +107,9 @@ impl Folders {
         bundle.and(remove_tree(&self.work))
     }
 
-    /// Copies the shim's log lines to ours until dropped. Both ends of the
+    /// Copies the shim's log lines to ours until the answer is dropped. Both ends of the
     /// FIFO are held, so that a shim never blocks on it or loses it.
-    pub(super) fn follow_log(&self, namespace: &str, id: &str) -> Option<tokio::task::AbortHandle> {
+    pub(super) fn follow_log(&self, namespace: &str, id: &str) -> Following {
         let path = self.bundle.join("log");
         let log = tokio::net::unix::pipe::OpenOptions::new().read_write(true).open_receiver(path);
         let (namespace, task) = (namespace.to_owned(), id.to_owned());
@@ -117,7 +128,7 @@ impl Folders {
                 }
             }
         });
-        Some(following.abort_handle())
+        Following(following.abort_handle())
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {

@@ -181,8 +181,6 @@ impl ShimRuntime {
         if let Err(error) = created {
             task.deleting.store(true, Ordering::Release);
             task.shut_down(self.config.timeouts.shutdown).await;
-            // It would be followed for ever, and keep a descriptor each.
-            task.stop_log();
             self.undo(&request, &folders, &binary).await;
             return Err(error.context("failed to create shim task"));
         }
@@ -200,9 +198,7 @@ impl ShimRuntime {
         // Its log is read from the start, or a full FIFO would stop it.
         let log = folders.follow_log(namespace, id);
         let address = shim.start(&folders.bundle, request.options.as_ref()).await;
-        if let Some(log) = log {
-            log.abort();
-        }
+        drop(log);
         let address = address?;
         folders.write_address(&address)?;
         let client = connect(&address).await?;

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     Address, ShimConfig,
-    folders::{Folders, make_dir},
+    folders::{Folders, Following, make_dir},
     recover::{bundles, is_proof},
     runtime::{connect, wire_mounts},
     start::{self, Binary},
@@ -88,7 +88,7 @@ pub struct ShimSandbox {
     address: Address,
     deleting: AtomicBool,
     owner: Weak<ShimSandboxes>,
-    log: Option<tokio::task::AbortHandle>,
+    _log: Following,
 }
 
 impl ShimSandboxes {
@@ -222,9 +222,7 @@ impl ShimSandboxes {
         // Its log is read from the start, or a full FIFO would stop it.
         let log = folders.follow_log(namespace, id);
         let address = shim.start(&folders.bundle, request.options.as_ref()).await;
-        if let Some(log) = log {
-            log.abort();
-        }
+        drop(log);
         let address = address?;
         folders.write_address(&address)?;
         let client = connect(&address).await?;
@@ -260,7 +258,7 @@ impl ShimSandboxes {
         (client, address): (Client, Address),
     ) -> Arc<ShimSandbox> {
         Arc::new(ShimSandbox {
-            log: folders.follow_log(namespace, id),
+            _log: folders.follow_log(namespace, id),
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             folders,
@@ -414,9 +412,6 @@ impl ShimSandbox {
         {
             self.deleting.store(false, Ordering::Release);
             return Err(error);
-        }
-        if let Some(log) = &self.log {
-            log.abort();
         }
         owner.clear(&self.namespace, &self.id, &self.folders, &self.binary).await;
         owner.lock().remove(&(self.namespace.clone(), self.id.clone()));
