@@ -202,11 +202,9 @@ impl Chain {
             claims.push(Claimed { number, layer: layer.clone(), flight, draft: None });
         }
         // The lowest is prepared where it belongs, which also shows the directories below.
-        let unpack = self.unpack.clone();
-        let layer = claims[0].layer.clone();
-        let begun = move || unpack.begin(&layer, layer.parent.as_deref());
+        let (chain, layer) = (self.clone(), claims[0].layer.clone());
+        let begun = move || chain.begin(&layer, layer.parent.as_deref());
         let draft = self.fetch.blocking.quick(begun).await??;
-        let draft = draft.map(|draft| draft.noted(&self.unfinished));
         let lowers = Lowers(draft.as_ref().map(|draft| draft.lowers().into()));
         claims[0].draft = draft;
         Ok(Some((claims, lowers)))
@@ -271,8 +269,14 @@ impl Chain {
         if kept.is_some() || !alone {
             return Ok(kept);
         }
-        let (unpack, wanted) = (self.unpack.clone(), layer.clone());
-        let begun = self.fetch.blocking.quick(move || unpack.begin(&wanted, None)).await??;
+        let (chain, wanted) = (self.clone(), layer.clone());
+        self.fetch.blocking.quick(move || chain.begin(&wanted, None)).await?
+    }
+
+    /// A draft that is noted as unfinished. It blocks, and notes on the same thread: whoever waits
+    /// for the draft may go away before it is there.
+    fn begin(&self, layer: &Layer, parent: Option<&str>) -> Result<Option<Draft>> {
+        let begun = self.unpack.begin(layer, parent)?;
         Ok(begun.map(|draft| draft.noted(&self.unfinished)))
     }
 
@@ -370,10 +374,9 @@ impl Chain {
 
     /// Unpacks the layer from the store, where it belongs; nothing if somebody else has done so.
     fn unpack_stored(&self, layer: &Layer) -> Result<Option<Draft>> {
-        let Some(draft) = self.unpack.begin(layer, layer.parent.as_deref())? else {
+        let Some(draft) = self.begin(layer, layer.parent.as_deref())? else {
             return Ok(None);
         };
-        let draft = draft.noted(&self.unfinished);
         let mut bytes = match self.stored(layer) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -438,5 +441,85 @@ fn settled(
             draft.discard();
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::time::Duration;
+
+    use crated_content::MemoryStore;
+    use crated_distribution::{Descriptor, Digest, LayoutResolver, Progress, Reference, Resolver};
+    use crated_snapshot::{NativeSnapshotter, Snapshotter, TarApplier};
+    use tokio::sync::mpsc::error::TryRecvError;
+
+    use super::super::Shared;
+    use super::super::unpack::layers;
+    use super::*;
+    use crate::blocking::Blocking;
+
+    async fn fetch(layout: &Path) -> Fetch {
+        let layout = LayoutResolver::open(layout).await.unwrap();
+        let reference: Reference = "example.test/a:1".parse().unwrap();
+        Fetch {
+            fetcher: layout.fetcher(&reference).await.unwrap().into(),
+            store: Arc::new(MemoryStore::new()),
+            blocking: Blocking::new(),
+            progress: Progress::new(),
+            shared: Arc::new(Shared::default()),
+        }
+    }
+
+    fn names(snapshotter: &dyn Snapshotter) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut note = |info: crated_snapshot::Info| {
+            names.push(info.name);
+            ControlFlow::Continue(())
+        };
+        snapshotter.walk(&mut note).unwrap();
+        names
+    }
+
+    #[test]
+    fn a_draft_that_comes_too_late_is_waited_for_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshotter = Arc::new(NativeSnapshotter::open(dir.path().join("native")).unwrap());
+        // One thread for everything that blocks, so that the draft waits for its turn.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (unfinished, mut finished) = mpsc::channel(1);
+            let chain = Chain {
+                fetch: fetch(&dir.path().join("layout")).await,
+                unpack: Unpack {
+                    store: Arc::new(MemoryStore::new()),
+                    snapshotter: snapshotter.clone(),
+                    applier: Arc::new(TarApplier::default()),
+                    rebases: true,
+                },
+                place: String::new(),
+                labels: crated_content::Labels::new(),
+                stop: Arc::default(),
+                unfinished,
+            };
+            let digest = Digest::of(b"layer");
+            let layer = Descriptor::new("application/x-layer", digest.clone(), 5);
+            let layer = layers(&[layer], &[digest]).remove(0);
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || wait.recv());
+
+            let draft = chain.draft(&layer, None, true);
+            // Asked once, which is enough to put it in the queue.
+            let gave_up = tokio::time::timeout(Duration::ZERO, draft).await;
+
+            assert!(gave_up.is_err(), "the draft was there at once");
+            drop(chain);
+            assert_eq!(finished.try_recv(), Err(TryRecvError::Empty));
+            drop(go);
+            assert_eq!(finished.recv().await, None);
+            assert_eq!(names(&*snapshotter), [""; 0]);
+            let _ = busy.await;
+        });
     }
 }
