@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "calls of filesystems, which no crate wraps")]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
@@ -32,6 +32,18 @@ const READ_ONLY: u64 = 1 << 1;
 
 /// Inode number of the root directory of every subvolume.
 pub(crate) const SUBVOLUME_ROOT_INODE: u64 = 256;
+
+/// Has the kernel begin writing all dirty pages of `file`, and does not wait for them.
+/// See sync_file_range(2).
+pub(crate) fn begin_writing(file: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the descriptor is open while it is borrowed; no memory is passed.
+    let done =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
 
 /// Makes an empty subvolume `name` in `dir`.
 pub(crate) fn create_subvolume(dir: impl AsFd, name: &CStr) -> Result<()> {

@@ -139,7 +139,7 @@ impl Unpack {
         draft.filled(|draft| {
             let applied = self
                 .applier
-                .apply(bytes, &draft.mounts, &ApplyOptions::default())
+                .apply(bytes, &draft.mounts, &options())
                 .map_err(Error::snapshot(format!("layer {}", layer.descriptor.digest)))?;
             check(layer, applied)
         })
@@ -165,7 +165,7 @@ impl Unpack {
             })?;
             let (applied, noted) = self
                 .applier
-                .apply_alone(bytes, &upper, &ApplyOptions::default())
+                .apply_alone(bytes, &upper, &options())
                 .map_err(failed())?;
             assumed = Some(noted);
             check(layer, applied)
@@ -325,6 +325,11 @@ fn remove(snapshotter: &dyn Snapshotter, key: &Key) {
     if let Err(error) = snapshotter.remove(key.as_ref()) {
         tracing::warn!(key = key.as_ref(), %error, "an unfinished snapshot was left");
     }
+}
+
+/// The layer is flushed with the rest of its image, as soon as that is whole.
+fn options() -> ApplyOptions {
+    ApplyOptions { write_early: true, ..ApplyOptions::default() }
 }
 
 fn option<'m>(mount: &'m crated_mount::Mount, prefix: &str) -> Option<&'m str> {

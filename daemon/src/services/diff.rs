@@ -107,7 +107,7 @@ impl DiffService {
         let sync_fs = sync_fs || self.daemon.config.plugins.diff.sync_fs;
         let applied = bulk(&self.daemon, move |daemon| {
             let blob = store.reader(&digest).map_err(status::from_content)?;
-            let options = ApplyOptions { sync_fs, ..ApplyOptions::default() };
+            let options = ApplyOptions { sync_fs, write_early: true, ..ApplyOptions::default() };
             let mut layer: Box<dyn Read> = match &steps[..] {
                 [] => Box::new(crated_content::reader(blob)),
                 steps => {

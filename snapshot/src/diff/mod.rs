@@ -94,6 +94,10 @@ pub struct ApplyOptions {
     pub skip_devices: bool,
     /// Flushes the filesystem (syncfs) before answering.
     pub sync_fs: bool,
+    /// Has the kernel begin writing larger files as soon as they are whole, for a layer that is to
+    /// be made durable soon: the flush has less left to wait for, and less of the layer lies in
+    /// memory as dirty pages. Nothing is durable by this alone.
+    pub write_early: bool,
 }
 
 /// What was applied.
@@ -142,6 +146,7 @@ impl Default for ApplyOptions {
             entries_max: 5_000_000,
             skip_devices: false,
             sync_fs: false,
+            write_early: false,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::tar::{Stream, TarReader};
 use crate::tree::Dir;
 
 mod alone;
+mod early;
 mod layers;
 pub(crate) mod metadata;
 mod path;

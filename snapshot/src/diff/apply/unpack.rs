@@ -6,6 +6,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::diff::apply::early::EarlyWriter;
 use crate::diff::apply::metadata::{self, Held, Times};
 use crate::diff::apply::path::CleanPath;
 use crate::diff::apply::resolve::{Handle, Made, Resolver, fs_error, lossy, stat_at};
@@ -26,6 +27,7 @@ pub(crate) struct Unpacker<'a> {
     dir_times: Vec<DirTimes>,
     entries: u64,
     claimed_bytes: u64,
+    early: Option<EarlyWriter>,
 }
 
 /// Times to set once nothing more is put into a directory.
@@ -59,6 +61,7 @@ impl<'a> Unpacker<'a> {
             dir_times: Vec::new(),
             entries: 0,
             claimed_bytes: 0,
+            early: options.write_early.then(EarlyWriter::start).transpose()?,
         })
     }
 
@@ -149,7 +152,11 @@ impl<'a> Unpacker<'a> {
                     .map_err(|e| fs_error("resize", &entry.path, e))?;
             }
         }
-        self.describe(fd.as_fd(), Held::Open, FileType::RegularFile, entry)
+        self.describe(fd.as_fd(), Held::Open, FileType::RegularFile, entry)?;
+        if let Some(early) = &self.early {
+            early.take(fd, entry.size);
+        }
+        Ok(())
     }
 
     fn make_symlink(&mut self, parent: &Handle, entry: &Entry, path: &CleanPath) -> Result<()> {
