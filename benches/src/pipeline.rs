@@ -93,7 +93,16 @@ impl Image {
         registry.put_blob("bench", config.into_bytes());
         let root = registry.put_manifest("bench", Some("1"), MANIFEST, manifest.into_bytes());
         let reference = registry.reference("bench:1");
-        Ok(Self { runtime, _registry: registry, reference, root, blob, gzip, plain, files_bytes: size_bytes })
+        Ok(Self {
+            runtime,
+            _registry: registry,
+            reference,
+            root,
+            blob,
+            gzip,
+            plain,
+            files_bytes: size_bytes,
+        })
     }
 
     fn fetch(&self, store: Arc<LocalStore>) -> io::Result<Fetch> {

@@ -163,10 +163,8 @@ impl Unpack {
                 let reason = "snapshot has no directory of its own".to_owned();
                 failed()(crated_snapshot::Error::Unsupported { reason })
             })?;
-            let (applied, noted) = self
-                .applier
-                .apply_alone(bytes, &upper, &options())
-                .map_err(failed())?;
+            let (applied, noted) =
+                self.applier.apply_alone(bytes, &upper, &options()).map_err(failed())?;
             assumed = Some(noted);
             check(layer, applied)
         })?;

@@ -76,8 +76,8 @@ impl<'a> TarReader<'a> {
         Ok(chunk)
     }
 
-    /// Reads what follows the archive; then digest and length of everything.
-    pub(crate) fn finish(self) -> Result<(String, u64)> {
+    /// Reads what follows the archive; then the length of everything.
+    pub(crate) fn finish(self) -> Result<u64> {
         self.stream.finish()
     }
 

@@ -1,20 +1,16 @@
-//! The bytes under a tar: counted, hashed and limited as they pass.
+//! The bytes under a tar: counted and limited as they pass.
 
 use std::io::{self, Read};
 
-use sha2::{Digest, Sha256};
-
-use crate::diff::digest_string;
 use crate::error::{Error, Result};
 use crate::tar::BLOCK_BYTES;
 
-/// A reader that hashes each byte once, while it is in the cache.
+/// A reader by blocks and by pieces as large as they come.
 pub(crate) struct Stream<'a> {
     inner: &'a mut dyn Read,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    hasher: Sha256,
     size_bytes: u64,
     size_bytes_max: u64,
 }
@@ -30,7 +26,6 @@ impl<'a> Stream<'a> {
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
             start: 0,
             end: 0,
-            hasher: Sha256::new(),
             size_bytes: 0,
             size_bytes_max,
         }
@@ -77,12 +72,12 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Reads to the end; then digest and length of everything.
-    pub(crate) fn finish(mut self) -> Result<(String, u64)> {
+    /// Reads to the end; then the length of everything.
+    pub(crate) fn finish(mut self) -> Result<u64> {
         loop {
             let length = self.peek(usize::MAX)?.len();
             if length == 0 {
-                return Ok((digest_string(&self.hasher.finalize()), self.size_bytes));
+                return Ok(self.size_bytes);
             }
             self.consume(length);
         }
@@ -110,7 +105,6 @@ impl<'a> Stream<'a> {
             }
         };
         (self.start, self.end) = (0, length);
-        self.hasher.update(&self.buffer[..length]);
         self.size_bytes += length as u64;
         if self.size_bytes > self.size_bytes_max {
             let max = self.size_bytes_max;

@@ -6,16 +6,17 @@
 //! (16 bytes per entry when there is something to hide, and the paths of its
 //! directories until their times are set).
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crated_mount::{Mount, TempMount};
+use sha2::{Digest, Sha256};
 
 use crate::diff::apply::alone::Notes;
 use crate::diff::apply::layers::Layers;
 use crate::diff::apply::unpack::Unpacker;
-use crate::diff::{Applied, Applier, ApplyOptions};
+use crate::diff::{Applied, Applier, ApplyOptions, digest_string};
 use crate::error::{Error, Result};
 use crate::tar::{Stream, TarReader};
 use crate::tree::Dir;
@@ -218,13 +219,34 @@ pub fn apply_tar(
     target: &Target,
     options: &ApplyOptions,
 ) -> Result<Applied> {
+    let mut hashed = Hashed { inner: reader, hasher: Sha256::new() };
+    let size_bytes = unpack_tar(&mut hashed, target, options)?;
+    Ok(Applied { diff_id: digest_string(&hashed.hasher.finalize()), size_bytes })
+}
+
+/// The same without a digest; the length of the stream.
+fn unpack_tar(reader: &mut dyn Read, target: &Target, options: &ApplyOptions) -> Result<u64> {
     let mut tar = TarReader::new(Stream::new(reader, options.size_bytes_max));
     Unpacker::new(target, options)?.run(&mut tar)?;
-    let (diff_id, size_bytes) = tar.finish()?;
+    let size_bytes = tar.finish()?;
     if options.sync_fs {
         rustix::fs::syncfs(target.root()).map_err(|e| Error::io("sync", "target", e))?;
     }
-    Ok(Applied { diff_id, size_bytes })
+    Ok(size_bytes)
+}
+
+/// A reader that hashes each byte once, while it is in the cache.
+struct Hashed<'a> {
+    inner: &'a mut dyn Read,
+    hasher: Sha256,
+}
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(into)?;
+        self.hasher.update(&into[..length]);
+        Ok(length)
+    }
 }
 
 fn option<'a>(mount: &'a Mount, prefix: &str) -> Option<&'a str> {

@@ -1,14 +1,24 @@
-//! Inflating and unpacking side by side.
+//! Reading, inflating, hashing and unpacking side by side.
 //!
-//! The calling thread, which owns the reader, does nothing but read and
-//! inflate: that is the longest stage. A second thread hashes and unpacks.
-//! Buffers go round in a fixed pool, so a slow stage stops the other one.
+//! ```text
+//!  caller: read + inflate ──► layer-hash: diff id ──► layer-apply: unpack
+//!      ▲                                                   │
+//!      └──────────────────── buffers ──────────────────────┘
+//! ```
+//!
+//! The calling thread owns the reader. Buffers go round in a fixed pool, so a slow stage stops the
+//! others, and memory is the same whatever the layer's size.
 
 use std::cell::Cell;
 use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
-use crate::diff::{Applied, ApplyOptions, Compression, RATIO_FREE_BYTES, SNIFF_BYTES, Target};
+use sha2::{Digest, Sha256};
+
+use crate::diff::{
+    Applied, ApplyOptions, Compression, RATIO_FREE_BYTES, SNIFF_BYTES, Target, digest_string,
+};
 use crate::error::{Error, Result};
 
 /// Buffers in the pool: four megabytes bridge the pauses of a writeback.
@@ -17,6 +27,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 
 /// What is read of the compressed stream at once.
 const INPUT_BYTES: usize = 128 << 10;
+
+/// A full buffer, an empty one at the end, or what went wrong.
+type Piece = io::Result<Vec<u8>>;
 
 /// Unpacks a layer whose compression its first bytes tell.
 pub(crate) fn apply(
@@ -29,32 +42,55 @@ pub(crate) fn apply(
         read_full(layer, &mut head).map_err(|source| Error::Stream { op: "read", source })?;
     let compression = Compression::detect(&head[..filled]);
     let mut layer = (&head[..filled]).chain(layer);
-    if compression == Compression::None {
-        return super::apply_tar(&mut layer, target, options);
-    }
 
     let (full_tx, full_rx) = sync_channel(BUFFERS);
+    let (hashed_tx, hashed_rx) = sync_channel(BUFFERS);
     let (free_tx, free_rx) = channel();
     for _ in 0..BUFFERS {
         // Both ends are here: this cannot fail.
-        let _ = free_tx.send(Vec::with_capacity(BUFFER_BYTES));
+        let _ = free_tx.send(Vec::new());
     }
     std::thread::scope(|scope| {
-        let unpack = move || {
-            let mut pipe = Pipe { full: full_rx, free: free_tx, current: Vec::new(), at: 0 };
-            super::apply_tar(&mut pipe, target, options)
-        };
-        let worker = std::thread::Builder::new()
-            .name("layer-apply".into())
-            .spawn_scoped(scope, unpack)
-            .map_err(|e| Error::io("spawn", "unpacking thread", e))?;
+        let unpacker = spawn(scope, "layer-apply", move || {
+            let mut pipe = Pipe { full: hashed_rx, free: free_tx, current: Vec::new(), at: 0 };
+            super::unpack_tar(&mut pipe, target, options)
+        })?;
+        let hasher = spawn(scope, "layer-hash", move || hash(&full_rx, &hashed_tx))?;
         inflate(&mut layer, compression, options, &full_tx, &free_rx);
         drop((full_tx, free_rx));
-        match worker.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        let diff_id = join(hasher);
+        let size_bytes = join(unpacker)?;
+        Ok(Applied { diff_id, size_bytes })
     })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, work)
+        .map_err(|e| Error::io("spawn", format!("thread {name}"), e))
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Hashes what passes, until the end or until nobody listens any more.
+fn hash(full: &Receiver<Piece>, hashed: &SyncSender<Piece>) -> String {
+    let mut hasher = Sha256::new();
+    for piece in full {
+        if let Ok(buffer) = &piece {
+            hasher.update(buffer);
+        }
+        if hashed.send(piece).is_err() {
+            break;
+        }
+    }
+    digest_string(&hasher.finalize())
 }
 
 /// Inflates until the end, an error, or until nobody listens any more. Errors
@@ -63,7 +99,7 @@ fn inflate(
     layer: &mut dyn Read,
     compression: Compression,
     options: &ApplyOptions,
-    full: &SyncSender<io::Result<Vec<u8>>>,
+    full: &SyncSender<Piece>,
     free: &Receiver<Vec<u8>>,
 ) {
     let compressed = Cell::new(0);
@@ -77,7 +113,9 @@ fn inflate(
         buffer.resize(BUFFER_BYTES, 0);
         let result = read_full(&mut *decoder, &mut buffer).and_then(|length| {
             inflated += length as u64;
-            check_ratio(inflated, compressed.get(), options)?;
+            if compression != Compression::None {
+                check_ratio(inflated, compressed.get(), options)?;
+            }
             buffer.truncate(length);
             Ok(buffer)
         });
@@ -113,7 +151,7 @@ fn read_full(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// The unpacking thread's end of the pool.
 struct Pipe {
-    full: Receiver<io::Result<Vec<u8>>>,
+    full: Receiver<Piece>,
     free: Sender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
