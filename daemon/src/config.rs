@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 
 pub use self::duration::Span;
 pub use self::plugins::{
-    Diff, Gc, ImageVerifier, Metadata, Native, Overlayfs, Plugins, Runtime, SharingPolicy,
+    Diff, Gc, ImageVerifier, Metadata, Native, Overlayfs, Plugins, Restart, Runtime, SharingPolicy,
     Transfer, UnpackConfig,
 };
 

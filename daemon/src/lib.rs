@@ -38,6 +38,7 @@ pub mod programs;
 pub mod proxy;
 pub mod publish;
 pub mod recover;
+pub mod restart;
 pub mod services;
 pub mod wiring;
 
@@ -50,6 +51,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metrics::calls::CallLayer;
 use crate::metrics::server::Exporter;
+use crate::recover::Recovery;
 use crate::services::socket::{self, Socket};
 use crate::services::{server, ttrpc};
 use crate::wiring::Daemon;
@@ -92,7 +94,9 @@ pub async fn start(config: Config) -> Result<Running> {
     };
 
     let (serving, health) = watch::channel(true);
-    let routes = server::routes(&daemon, health);
+    let recovery = Recovery::start(&daemon);
+    restart::start(&daemon, recovery.clone());
+    let routes = server::routes(&daemon, recovery, health);
     let stop = stopped(&daemon);
     let grpc =
         tokio::spawn(server::serve(routes, listener, CallLayer(daemon.metrics.clone()), stop));

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::restart;
+
 /// One part of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plugin {
@@ -107,6 +109,10 @@ pub fn fixed() -> Vec<Plugin> {
     for id in ["devmapper", "blockfile"] {
         plugins.push(Plugin::skipped(SNAPSHOTTER, id));
     }
+    for (kind, id) in RESTART {
+        let capabilities = restart::NAMES.map(str::to_owned).to_vec();
+        plugins.push(Plugin { capabilities, ..Plugin::new(kind, *id).requires(&[SHIM, METADATA]) });
+    }
     for (kind, id) in ABSENT {
         plugins.push(Plugin::skipped(kind, *id));
     }
@@ -167,13 +173,16 @@ pub const GRPC: &str = "io.containerd.grpc.v1";
 /// Type of servers.
 pub const SERVER: &str = "io.containerd.server.v1";
 
+/// What starts containers again, under the type it has now and the one it had; disabling either
+/// disables it.
+pub const RESTART: &[(&str, &str)] =
+    &[("io.containerd.monitor.container.v1", "restart"), ("io.containerd.internal.v1", "restart")];
+
 /// Parts of containerd that clients ask for by name and crated does not have. They are listed as
 /// skipped: a client that finds nothing takes the daemon for one of another age.
 const ABSENT: &[(&str, &str)] = &[
-    ("io.containerd.monitor.container.v1", "restart"),
     ("io.containerd.monitor.task.v1", "cgroups"),
     ("io.containerd.internal.v1", "opt"),
-    ("io.containerd.internal.v1", "restart"),
     ("io.containerd.nri.v1", "nri"),
     ("io.containerd.tracing.processor.v1", "otlp"),
     ("io.containerd.ttrpc.v1", "otelttrpc"),

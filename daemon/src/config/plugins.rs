@@ -42,6 +42,9 @@ pub struct Plugins {
     /// Starting shims.
     #[serde(rename = "io.containerd.runtime.v2.task")]
     pub runtime: Runtime,
+    /// Starting containers again.
+    #[serde(rename = "io.containerd.monitor.container.v1.restart")]
+    pub restart: Restart,
     /// The gRPC server, as files of version 4 name it.
     #[serde(rename = "io.containerd.server.v1.grpc", skip_serializing_if = "Option::is_none")]
     pub grpc: Option<Grpc>,
@@ -256,6 +259,20 @@ pub struct Runtime {
     pub sched_core: bool,
 }
 
+/// Starting containers again, by their labels.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restart {
+    /// From one look at all containers to the next.
+    pub interval: Span,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self { interval: Span(std::time::Duration::from_secs(10)) }
+    }
+}
+
 impl<'de> Deserialize<'de> for Plugins {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Tables)
@@ -286,6 +303,8 @@ impl<'de> Visitor<'de> for Tables {
                     plugins.image_verifier = map.next_value()?;
                 }
                 "io.containerd.runtime.v2.task" => plugins.runtime = map.next_value()?,
+                "io.containerd.monitor.container.v1.restart"
+                | "io.containerd.internal.v1.restart" => plugins.restart = map.next_value()?,
                 "io.containerd.server.v1.grpc" => plugins.grpc = Some(map.next_value()?),
                 "io.containerd.server.v1.ttrpc" => plugins.ttrpc = Some(map.next_value()?),
                 "io.containerd.server.v1.debug" => plugins.debug = Some(map.next_value()?),

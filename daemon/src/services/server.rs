@@ -51,7 +51,7 @@ use crate::wiring::Daemon;
 
 /// Every service on the gRPC socket. A service that is not here answers Unimplemented, which is
 /// how clients find out.
-pub fn routes(daemon: &Arc<Daemon>, serving: watch::Receiver<bool>) -> Routes {
+pub fn routes(daemon: &Arc<Daemon>, recovery: Recovery, serving: watch::Receiver<bool>) -> Routes {
     let receive = daemon.config.grpc.max_recv_message_size;
     let send = daemon.config.grpc.max_send_message_size;
     let mut routes = Routes::builder();
@@ -77,7 +77,6 @@ pub fn routes(daemon: &Arc<Daemon>, serving: watch::Receiver<bool>) -> Routes {
     serve!(ContainersServer(ContainersService::new(daemon.clone())));
     serve!(StoreServer(StoreService::new(daemon.clone())));
     serve!(EventsServer(EventsService::new(daemon.clone())));
-    let recovery = Recovery::start(daemon);
     serve!(ControllerServer(ControllerService::new(daemon.clone(), recovery.clone())));
     serve!(TasksServer(TasksService::new(daemon.clone(), recovery)));
     serve!(NetworkServer(NetworkService::new(daemon.clone())));
