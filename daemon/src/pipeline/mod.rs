@@ -51,7 +51,7 @@ use crate::metrics::Metrics;
 
 /// Blobs that arrive side by side, of all pulls: enough for the slowest registry, and a bound on
 /// connections and memory.
-const FETCHING_MAX: usize = 12;
+const FETCHING_MAX: usize = 8;
 
 /// Layers unpacked side by side, of all pulls: each keeps about two cores busy and some 8 MiB.
 const UNPACKING_MIN: usize = 2;

@@ -21,8 +21,8 @@ use crate::diff::{
 };
 use crate::error::{Error, Result};
 
-/// Buffers in the pool: four megabytes bridge the pauses of a writeback.
-const BUFFERS: usize = 16;
+/// Buffers in the pool: three megabytes bridge the pauses of a writeback.
+const BUFFERS: usize = 12;
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// What is read of the compressed stream at once.
