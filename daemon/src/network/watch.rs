@@ -59,11 +59,15 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// InvalidArgument for what cannot be an id.
+    /// NotFound; InvalidArgument for what cannot be an id.
     pub fn pin_of(&self, scope: &crate::metadata::Scope, id: &str) -> Result<Option<String>> {
         match id {
             HOST => Ok(None),
-            id => Ok(Some(super::names::pin(&scope.namespace, id)?.to_string())),
+            id => {
+                let pin = super::names::pin(&scope.namespace, id)?.to_string();
+                self.networks.netns(&scope.namespace, id)?;
+                Ok(Some(pin))
+            }
         }
     }
 

@@ -219,6 +219,9 @@ fn a_watcher_hears_of_its_namespaces() {
         let watch = call(api::WatchRequest { netns: vec!["a".into(), "host".into()] });
         let mut events = client.watch(watch).await.unwrap().into_inner();
         assert_eq!(events.message().await.unwrap().unwrap().r#type(), Type::Snapshot);
+        let watch = call(api::WatchRequest { netns: vec!["a".into(), "no".into()] });
+        let refused = client.watch(watch).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{refused}");
         client.create_netns(call(netns("b"))).await.unwrap();
         client.create_link(call(cable("b", "eth0", "vb", ""))).await.unwrap();
         let request = with_address(cable("a", "eth0", "va", ""), "10.9.0.2/24");

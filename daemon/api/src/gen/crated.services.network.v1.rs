@@ -1351,6 +1351,7 @@ impl ::prost::Name for LinkStats {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
     /// Ids of namespaces, `host` among them; all of the caller's when empty.
+    /// NotFound when one of them is not there.
     #[prost(string, repeated, tag = "1")]
     pub netns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
