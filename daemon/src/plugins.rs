@@ -110,7 +110,7 @@ pub fn fixed() -> Vec<Plugin> {
         plugins.push(Plugin::skipped(SNAPSHOTTER, id));
     }
     for (kind, id) in RESTART {
-        let capabilities = restart::NAMES.map(str::to_owned).to_vec();
+        let capabilities = restart::POLICY_NAMES.map(str::to_owned).to_vec();
         plugins.push(Plugin { capabilities, ..Plugin::new(kind, *id).requires(&[SHIM, METADATA]) });
     }
     for (kind, id) in ABSENT {

@@ -281,7 +281,7 @@ struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), out: 0 });
 
-/// At most 4 x 8 MiB of buffers, which keep any disk busy; further writers use the page cache.
+/// At most 4 x 8 MiB of buffers for the whole process; further writers use the page cache.
 const LANES_MAX: usize = 4;
 
 /// Kept for the next writer: enough to spare an image's layers the set-up, at 16 MiB.

@@ -263,7 +263,7 @@ pub struct Runtime {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Restart {
-    /// From one look at all containers to the next.
+    /// From one look at all containers to the next, 10 ms at least.
     pub interval: Span,
 }
 

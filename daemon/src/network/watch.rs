@@ -59,7 +59,8 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// NotFound; InvalidArgument for what cannot be an id.
+    /// NotFound when there is no network namespace of this id; InvalidArgument for what cannot be
+    /// an id.
     pub fn pin_of(&self, scope: &crate::metadata::Scope, id: &str) -> Result<Option<String>> {
         match id {
             HOST => Ok(None),

@@ -3,8 +3,9 @@
 //! containerd's restart monitor, which nerdctl's `--restart` builds on: every
 //! [`interval`](crate::config::Restart::interval) all containers with the label
 //! `containerd.io/restart.status` are looked at, in every namespace. No state is kept but the
-//! labels, so a daemon that starts carries on where the last one was. Each container is seen to
-//! beside the others: one whose shim is mute delays none.
+//! labels, so a daemon that starts carries on where the last one was. A start is counted, durably,
+//! before it happens: a crash in between may count one that never was, never the other way round.
+//! Each container is seen to beside the others: one whose shim is mute delays none.
 
 mod policy;
 
@@ -22,7 +23,7 @@ use tonic::Status;
 
 pub use self::policy::{
     Action, LABEL_COUNT, LABEL_EXPLICITLY_STOPPED, LABEL_LOG_PATH, LABEL_LOG_URI, LABEL_POLICY,
-    LABEL_STATUS, NAMES, Policy, STATUS_RUNNING, Seen, decide, log_uri,
+    LABEL_STATUS, POLICY_NAMES, Policy, STATUS_RUNNING, Seen, decide, log_uri,
 };
 use crate::filters::Filters;
 use crate::metadata::{Container, ContainerUpdate, LabelUpdate, Scope};
@@ -80,7 +81,10 @@ impl Monitor {
             match self.containers().await {
                 Ok(containers) => self.look_at(containers),
                 Err(error) => {
-                    tracing::error!(error = error.message(), "containers not looked at");
+                    tracing::error!(
+                        error = error.message(),
+                        "containers to start again not listed"
+                    );
                 }
             }
         }
@@ -134,7 +138,7 @@ impl Monitor {
         let action = match decide(&container.labels, seen) {
             Ok(action) => action,
             Err(reason) => {
-                tracing::warn!(namespace, container = id, reason, "left alone");
+                tracing::warn!(namespace, container = id, reason, "container not started again");
                 return None;
             }
         };
@@ -153,10 +157,18 @@ impl Monitor {
             Action::Start { count } => self.start_again(scope, container, count).await,
         };
         match done {
-            Ok(()) => tracing::info!(namespace, container = id, ?action, "as its labels say"),
+            Ok(()) => {
+                tracing::info!(namespace, container = id, ?action, "container is as its labels say")
+            }
             Err(error) => {
                 let error = error.message();
-                tracing::warn!(namespace, container = id, ?action, error, "failed, tried again");
+                tracing::warn!(
+                    namespace,
+                    container = id,
+                    ?action,
+                    error,
+                    "container is not as its labels say, trying again"
+                );
             }
         }
         None
@@ -282,5 +294,5 @@ fn gone<T>(done: Result<T, ExecError>) -> Result<(), Status> {
     }
 }
 
-/// However short an interval is asked for.
+/// The shortest interval, whatever is asked for.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);

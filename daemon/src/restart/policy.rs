@@ -21,7 +21,7 @@ pub const LABEL_LOG_URI: &str = "containerd.io/restart.loguri";
 pub const LABEL_LOG_PATH: &str = "containerd.io/restart.logpath";
 
 /// Names of the policies, as clients look for them among the part's capabilities.
-pub const NAMES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
+pub const POLICY_NAMES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
 
 /// When a container that should run, and does not, is started again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl FromStr for Policy {
             ("no", None) => Ok(Self::No),
             ("" | "always", None) => Ok(Self::Always),
             ("unless-stopped", None) => Ok(Self::UnlessStopped),
-            _ => Err(format!("restart policy {text:?}: one of {NAMES:?} is expected")),
+            _ => Err(format!("restart policy {text:?}: one of {POLICY_NAMES:?} is expected")),
         }
     }
 }
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_runs_or_cannot_be_asked_is_not_started_again() {
-        for policy in NAMES {
+        for policy in POLICY_NAMES {
             for seen in [Seen::Running, Seen::Unknown] {
                 assert_eq!(decide(&running(policy, &[]), seen), Ok(Action::Leave));
             }

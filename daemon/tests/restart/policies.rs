@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::common::{self, mask, until};
 use crate::process::Process;
-use crate::support::{Client, can_run, named, record, rootfs, spec, start};
+use crate::support::{Client, bind, can_run, named, record, rootfs, spec, start};
 
 const LOOKS: &str = "
 [plugins.\"io.containerd.monitor.container.v1.restart\"]
@@ -30,6 +30,11 @@ struct World {
 }
 
 impl World {
+    /// Nothing where containers cannot run.
+    async fn of_containers(name: &str) -> Option<Self> {
+        if can_run() { Some(Self::start(name).await) } else { None }
+    }
+
     async fn start(name: &str) -> Self {
         let directory = TempDir::new().unwrap();
         common::write_config(directory.path());
@@ -104,10 +109,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_is_kept_running_from_its_snapshot_until_it_should_stop() {
-    if !can_run() {
-        return;
-    }
-    let world = World::start("kept-running").await;
+    let Some(world) = World::of_containers("kept-running").await else { return };
     let prepare = PrepareSnapshotRequest {
         snapshotter: "native".to_owned(),
         key: "root".to_owned(),
@@ -143,10 +145,7 @@ async fn a_container_is_kept_running_from_its_snapshot_until_it_should_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_killed_when_it_should_stop() {
-    if !can_run() {
-        return;
-    }
-    let world = World::start("should-stop").await;
+    let Some(world) = World::of_containers("should-stop").await else { return };
     let root = rootfs(world.directory.path());
     let script = "while true; do busybox sleep 1; done";
     record(&world.client, world.container("busy", script, "unless-stopped")).await;
@@ -158,10 +157,7 @@ async fn what_runs_is_killed_when_it_should_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_counted_and_the_last_one_stays() {
-    if !can_run() {
-        return;
-    }
-    let world = World::start("counted").await;
+    let Some(world) = World::of_containers("counted").await else { return };
     let root = rootfs(world.directory.path());
     let mut container = world.container("fails", "exit 3", "on-failure:2");
     container.spec = Some(with_root(container.spec.unwrap(), &root));
@@ -182,10 +178,7 @@ async fn failures_are_counted_and_the_last_one_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ended_while_no_daemon_ran_is_started_by_the_next() {
-    if !can_run() {
-        return;
-    }
-    let mut world = World::start("next-daemon").await;
+    let Some(mut world) = World::of_containers("next-daemon").await else { return };
     let root = rootfs(world.directory.path());
     let script = "while true; do busybox sleep 1; done";
     let mut container = world.container("up", script, "always");
@@ -217,15 +210,6 @@ async fn clients_find_the_policies_among_the_capabilities() {
     for plugin in found {
         assert!(plugin.init_err.is_none(), "{plugin:?}");
         assert_eq!(plugin.capabilities, ["no", "always", "on-failure", "unless-stopped"]);
-    }
-}
-
-fn bind(root: &str) -> crated_api::types::Mount {
-    crated_api::types::Mount {
-        r#type: "bind".into(),
-        source: root.to_owned(),
-        options: vec!["rbind".into(), "rw".into()],
-        ..Default::default()
     }
 }
 

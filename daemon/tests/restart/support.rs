@@ -41,6 +41,7 @@ pub(crate) fn can_run() -> bool {
     can
 }
 
+/// Makes a root file system with busybox below `directory`.
 pub(crate) fn rootfs(directory: &Path) -> String {
     let root = directory.join("rootfs");
     for name in ["bin", "proc"] {
@@ -85,13 +86,17 @@ pub(crate) async fn record(client: &Client, container: Container) {
 /// Runs `script` as the container `id`; answers with its pid.
 pub(crate) async fn run(client: &Client, root: &str, id: &str, script: &str) -> u32 {
     record(client, Container { spec: Some(spec(client, id, script)), ..named(id) }).await;
-    let bind = Mount {
+    start(client, id, vec![bind(root)]).await
+}
+
+/// What shows the directory `root` as a root file system.
+pub(crate) fn bind(root: &str) -> Mount {
+    Mount {
         r#type: "bind".into(),
         source: root.to_owned(),
         options: vec!["rbind".into(), "rw".into()],
         ..Mount::default()
-    };
-    start(client, id, vec![bind]).await
+    }
 }
 
 /// Makes and starts a task; answers with its pid.

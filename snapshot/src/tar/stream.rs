@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use crate::error::{Error, Result};
 use crate::tar::BLOCK_BYTES;
 
-/// A reader by blocks and by pieces as large as they come.
+/// Hands out whole blocks, or pieces of whatever length is buffered.
 pub(crate) struct Stream<'a> {
     inner: &'a mut dyn Read,
     buffer: Box<[u8]>,

@@ -22,6 +22,8 @@ const BYTES_MIN: u64 = 32 << 10;
 const FILES_MAX: usize = 64;
 
 impl EarlyWriter {
+    /// Starts the thread.
+    ///
     /// # Errors
     ///
     /// [`Error::Io`] when no thread can be had.
@@ -40,7 +42,7 @@ impl EarlyWriter {
         Ok(Self { files: Some(files), thread: Some(thread) })
     }
 
-    /// Takes a file that is whole.
+    /// Takes a file that is whole; waits when [`FILES_MAX`] wait already.
     pub(super) fn take(&self, file: OwnedFd, size_bytes: u64) {
         if size_bytes >= BYTES_MIN
             && let Some(files) = &self.files

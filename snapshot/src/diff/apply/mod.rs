@@ -34,7 +34,7 @@ mod written;
 
 pub use self::alone::Assumed;
 
-/// Unpacks tar layers, compressed or not, with [`apply_tar`].
+/// Unpacks tar layers, compressed or not, as [`apply_tar`] does, hashing on another thread.
 #[derive(Clone, Debug)]
 pub struct TarApplier {
     temp_root: PathBuf,
