@@ -49,7 +49,7 @@ use crate::metadata::{Db, LinkRecord, Namespace, NetnsRecord, Networks};
 pub use self::error::{Error, Result};
 pub use self::orphans::proved;
 pub use self::read::LinkFilter;
-pub use self::watch::Watched;
+pub use self::watch::{Source, Watched};
 
 use self::busy::Busy;
 use self::notes::Notes;

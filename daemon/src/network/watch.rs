@@ -1,5 +1,6 @@
 //! What happens in all namespaces: one socket, however many watch.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,7 @@ use tokio::sync::broadcast;
 
 use super::{Network, Result, answer, lock};
 use crate::metadata::network::HOST;
+use crate::metadata::{Namespace, Scope};
 
 /// Events kept for a watcher that is behind; then it is told that it lost some.
 const BACKLOG_LEN: usize = 4096;
@@ -17,13 +19,24 @@ const BACKLOG_LEN: usize = 4096;
 /// How long the thread waits before it looks whether anybody watches.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// An event and the pin of the namespace it comes from; none is the host's.
+/// What happened, and where.
 #[derive(Debug, Clone)]
 pub struct Watched {
-    /// The pin; `None` for the host.
-    pub pin: Option<String>,
-    /// What happened, without the id of the namespace.
+    /// Where.
+    pub source: Source,
+    /// What, without the id of the network namespace.
     pub event: Arc<api::Event>,
+}
+
+/// Where an event comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The network namespace of the daemon.
+    Host,
+    /// The one with this id.
+    Netns(Namespace, String),
+    /// One that no client has asked for.
+    Unknown,
 }
 
 /// Those who watch.
@@ -55,34 +68,31 @@ impl Network {
         Ok(receiver)
     }
 
-    /// The name of the pin of a namespace, or of nothing for the host's.
+    /// Checks what a client wants to watch.
     ///
     /// # Errors
     ///
     /// NotFound when there is no network namespace of this id; InvalidArgument for what cannot be
     /// an id.
-    pub fn pin_of(&self, scope: &crate::metadata::Scope, id: &str) -> Result<Option<String>> {
-        match id {
-            HOST => Ok(None),
-            id => {
-                let pin = super::names::pin(&scope.namespace, id)?.to_string();
-                self.networks.netns(&scope.namespace, id)?;
-                Ok(Some(pin))
-            }
+    pub fn check_watched(&self, scope: &Scope, id: &str) -> Result<()> {
+        if id != HOST {
+            super::names::check(id)?;
+            self.networks.netns(&scope.namespace, id)?;
         }
+        Ok(())
     }
 
-    /// The ids of the namespaces of `scope` by their pins.
-    ///
-    /// # Errors
-    ///
-    /// The records'.
-    pub fn ids(
-        &self,
-        scope: &crate::metadata::Scope,
-    ) -> Result<std::collections::HashMap<String, String>> {
-        let all = self.networks.all_netns(&scope.namespace)?;
-        Ok(all.into_iter().map(|netns| (netns.pin, netns.id)).collect())
+    /// Whose a pin is. Most names tell; of one that was cut the records do.
+    fn owner(&self, pin: &str) -> Source {
+        if let Some((namespace, id)) = super::names::owner(pin) {
+            return Source::Netns(namespace, id);
+        }
+        let everything = self.networks.everything().unwrap_or_default();
+        let mut all = everything.into_iter().flat_map(|(namespace, found)| {
+            found.netns.into_iter().map(move |netns| (namespace.clone(), netns))
+        });
+        all.find(|(_, netns)| netns.pin == pin)
+            .map_or(Source::Unknown, |(namespace, netns)| Source::Netns(namespace, netns.id))
     }
 
     fn lost(&self, pin: &str) {
@@ -103,16 +113,19 @@ fn follow(
     events: &broadcast::Sender<Watched>,
     network: &std::sync::Weak<Network>,
 ) {
+    let mut cut = HashMap::new();
     loop {
         let next = monitor.wait(Some(IDLE));
         let Some(network) = network.upgrade() else { return };
         match next {
             Ok(Some(event)) => {
+                let source = source(&event.origin, &network, &mut cut);
                 if let (EventKind::NetnsGone, Origin::Pinned(pin)) = (&event.kind, &event.origin) {
                     network.lost(pin.as_str());
+                    cut.remove(pin.as_str());
                 }
                 // Nobody may be watching just now.
-                let _ = events.send(translate(event));
+                let _ = events.send(Watched { source, event: Arc::new(translate(event)) });
             }
             Ok(None) => {
                 let mut sender = lock(&network.watchers.sender);
@@ -130,15 +143,28 @@ fn follow(
     }
 }
 
-fn translate(event: Event) -> Watched {
+/// Where an event comes from; `cut` keeps whose the pins are whose names do not tell.
+fn source(origin: &Origin, network: &Network, cut: &mut HashMap<String, Source>) -> Source {
+    match origin {
+        Origin::Host => Source::Host,
+        // Somebody else's, or one whose pin is gone: nobody can have asked for it.
+        Origin::Other(_) => Source::Unknown,
+        Origin::Pinned(pin) => match cut.get(pin.as_str()) {
+            Some(known) => known.clone(),
+            None => {
+                let source = network.owner(pin.as_str());
+                if super::names::owner(pin.as_str()).is_none() && source != Source::Unknown {
+                    cut.insert(pin.to_string(), source.clone());
+                }
+                source
+            }
+        },
+    }
+}
+
+fn translate(event: Event) -> api::Event {
     let mut message =
         api::Event { timestamp: Some(SystemTime::now().into()), ..api::Event::default() };
-    let pin = match event.origin {
-        Origin::Host => None,
-        Origin::Pinned(name) => Some(name.to_string()),
-        // Somebody else's, or one whose pin is gone: nobody can have asked for it.
-        Origin::Other(id) => Some(format!("nsid {id}")),
-    };
     let kind = match event.kind {
         EventKind::LinkNew(link) => {
             message.ifindex = link.ifindex;
@@ -180,5 +206,5 @@ fn translate(event: Event) -> Watched {
         _ => Type::Overrun,
     };
     message.r#type = kind.into();
-    Watched { pin, event: Arc::new(message) }
+    message
 }

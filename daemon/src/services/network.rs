@@ -1,6 +1,6 @@
 //! `crated.services.network.v1.Network`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crated_api::network as api;
@@ -15,7 +15,7 @@ use super::{Answers, scope, status};
 use crate::filters::Filters;
 use crate::metadata::Scope;
 use crate::metadata::network::HOST;
-use crate::network::{self, Network, Watched};
+use crate::network::{self, Network, Source, Watched};
 use crate::wiring::Daemon;
 
 /// Network namespaces and links.
@@ -242,23 +242,19 @@ impl Service for NetworkService {
         request: Request<api::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let scope = scope(&request)?;
-        let wanted = request.into_inner().netns;
-        let watch = {
-            let scope = scope.clone();
-            self.run(move |network| {
-                let pins: network::Result<BTreeSet<Option<String>>> =
-                    wanted.iter().map(|id| network.pin_of(&scope, id)).collect();
-                Ok((network.watch()?, pins?, network.ids(&scope)?))
-            })
-        };
-        let (events, pins, ids) = watch.await?;
+        let wanted: BTreeSet<String> = request.into_inner().netns.into_iter().collect();
+        let watching = Watching { scope, wanted };
+        let watch = self.run(move |network| {
+            watching.wanted.iter().try_for_each(|id| network.check_watched(&watching.scope, id))?;
+            Ok((network.watch()?, watching))
+        });
+        let (events, watching) = watch.await?;
         let first = api::Event { r#type: api::event::Type::Snapshot.into(), ..Default::default() };
-        let watching = Watching { service: self.clone(), scope, pins, ids };
-        let events = stream::unfold((events, watching), |(mut events, mut watching)| async move {
+        let events = stream::unfold((events, watching), |(mut events, watching)| async move {
             loop {
                 match events.recv().await {
                     Ok(watched) => {
-                        if let Some(event) = watching.pick(&watched).await {
+                        if let Some(event) = watching.pick(&watched) {
                             return Some((Ok(event), (events, watching)));
                         }
                     }
@@ -288,39 +284,24 @@ impl Service for NetworkService {
 
 /// What one client watches.
 struct Watching {
-    service: NetworkService,
     scope: Scope,
     /// None for all of the client's namespaces.
-    pins: BTreeSet<Option<String>>,
-    ids: HashMap<String, String>,
+    wanted: BTreeSet<String>,
 }
 
 impl Watching {
     /// The event as the client sees it, when it is one of its.
-    async fn pick(&mut self, watched: &Watched) -> Option<api::Event> {
-        let overrun = watched.event.r#type() == api::event::Type::Overrun;
-        if !self.pins.is_empty() && !self.pins.contains(&watched.pin) && !overrun {
-            return None;
-        }
-        let netns = match &watched.pin {
-            None if overrun => String::new(),
-            None => HOST.to_owned(),
-            Some(pin) => match self.ids.get(pin) {
-                Some(id) => id.clone(),
-                None => {
-                    // A namespace made since: its record is durable before its maker hears of it,
-                    // and the first events are older than that.
-                    let scope = self.scope.clone();
-                    self.ids = self.service.run(move |network| network.ids(&scope)).await.ok()?;
-                    match self.ids.get(pin) {
-                        Some(id) => id.clone(),
-                        None => {
-                            pin.strip_prefix(&format!("{}--", self.scope.namespace))?.to_owned()
-                        }
-                    }
-                }
-            },
+    fn pick(&self, watched: &Watched) -> Option<api::Event> {
+        let is_wanted = |id: &str| self.wanted.is_empty() || self.wanted.contains(id);
+        let netns = match &watched.source {
+            // Of the daemon's socket, whose events may have been anybody's.
+            _ if watched.event.r#type() == api::event::Type::Overrun => "",
+            Source::Host if is_wanted(HOST) => HOST,
+            Source::Netns(namespace, id) if *namespace == self.scope.namespace && is_wanted(id) => {
+                id
+            }
+            _ => return None,
         };
-        Some(api::Event { netns, ..(*watched.event).clone() })
+        Some(api::Event { netns: netns.to_owned(), ..(*watched.event).clone() })
     }
 }

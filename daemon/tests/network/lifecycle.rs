@@ -216,7 +216,11 @@ fn a_watcher_hears_of_its_namespaces() {
     scratch(|directory| async move {
         let (_fixture, mut client) = start(directory).await;
         client.create_netns(call(netns("a"))).await.unwrap();
-        let watch = call(api::WatchRequest { netns: vec!["a".into(), "host".into()] });
+        // Too long to be the name of a pin.
+        let long = "x".repeat(76);
+        client.create_netns(call(netns(&long))).await.unwrap();
+        let watched = vec!["a".into(), "host".into(), long.clone()];
+        let watch = call(api::WatchRequest { netns: watched });
         let mut events = client.watch(watch).await.unwrap().into_inner();
         assert_eq!(events.message().await.unwrap().unwrap().r#type(), Type::Snapshot);
         let watch = call(api::WatchRequest { netns: vec!["a".into(), "no".into()] });
@@ -226,15 +230,21 @@ fn a_watcher_hears_of_its_namespaces() {
         client.create_link(call(cable("b", "eth0", "vb", ""))).await.unwrap();
         let request = with_address(cable("a", "eth0", "va", ""), "10.9.0.2/24");
         client.create_link(call(request)).await.unwrap();
+        client.create_link(call(cable(&long, "eth0", "vx", ""))).await.unwrap();
         let mut seen = std::collections::BTreeSet::new();
-        let wanted = [("a", Type::LinkNew), ("a", Type::AddressAdded), ("host", Type::LinkNew)];
+        let wanted = [
+            ("a", Type::LinkNew),
+            ("a", Type::AddressAdded),
+            ("host", Type::LinkNew),
+            (&*long, Type::LinkNew),
+        ];
         while !wanted
             .iter()
             .all(|(netns, kind)| seen.contains(&((*netns).to_owned(), *kind as i32)))
         {
             let event = tokio::time::timeout(PATIENCE, events.message()).await;
             let event = event.expect("events come").unwrap().unwrap();
-            assert!(["a", "host"].contains(&event.netns.as_str()), "{event:?}");
+            assert!(["a", "host", &long].contains(&event.netns.as_str()), "{event:?}");
             seen.insert((event.netns, event.r#type));
         }
     });
