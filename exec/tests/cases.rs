@@ -592,6 +592,23 @@ fn a_container_killed_before_its_start_is_not_started() {
     });
 }
 
+/// All processes of a container that ends just then are signalled, or are said to have ended.
+#[test]
+fn a_container_that_ends_while_all_of_it_is_signalled_has_ended() {
+    testsuite::run(runc, async |f| {
+        for round in 0..20 {
+            let task = f.create("true", Stdio::default()).await.unwrap();
+            within(task.start()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            if let Err(error) = within(task.kill(9, true)).await {
+                assert!(matches!(error, Error::NotFound(_)), "{error}");
+            }
+            within(task.wait()).await.unwrap();
+            within(task.delete()).await.unwrap();
+        }
+    });
+}
+
 /// Groups, limits and a user namespace reach the container as the spec has them.
 #[test]
 fn groups_limits_and_user_namespaces_are_passed_on() {

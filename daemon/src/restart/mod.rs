@@ -207,13 +207,17 @@ impl Monitor {
     }
 
     /// A new task for the container. The start is counted before it happens, so that a limit holds
-    /// whatever comes in between.
+    /// whatever comes in between. A client may change its mind at any time: it is asked before the
+    /// task that ended is taken away, and after the new one has started.
     async fn start_again(
         &self,
         scope: &Scope,
         container: Container,
         count: u64,
     ) -> Result<(), Status> {
+        if !self.is_wanted(scope, &container.id).await? {
+            return Ok(());
+        }
         self.clear(scope, &container.id).await?;
         let (daemon, within) = (Arc::clone(&self.daemon), scope.clone());
         let prepare = move || prepare(&daemon, within, container, count);
@@ -226,10 +230,18 @@ impl Monitor {
             return Err(refused(error));
         }
         if !self.is_wanted(scope, task.id()).await? {
-            // A client changed its mind meanwhile.
-            return self.clear(scope, task.id()).await;
+            self.take_back(scope, task.id()).await;
         }
         Ok(())
+    }
+
+    /// Clears until it is done: without a record no later look would find the task.
+    async fn take_back(&self, scope: &Scope, id: &str) {
+        while let Err(error) = self.clear(scope, id).await {
+            let (namespace, error) = (scope.namespace.as_str(), error.message());
+            tracing::warn!(namespace, container = id, error, "unwanted task stays, trying again");
+            tokio::time::sleep(self.every).await;
+        }
     }
 
     /// Whether the record is still there and says that the container should run.

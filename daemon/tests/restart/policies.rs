@@ -136,11 +136,14 @@ async fn a_container_is_kept_running_from_its_snapshot_until_it_should_stop() {
     until("it has run four times", async || world.told() >= 4).await;
     assert!(world.count("again").await >= 3);
 
+    // A start may be under way meanwhile. It is taken back, and many looks later there is no other.
     world.stop("again").await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    until("nothing is left of it", async || world.task("again").await.is_none()).await;
     let told = world.told();
-    // Many looks later nothing has been started.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     assert_eq!(world.told(), told);
+    assert!(world.task("again").await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

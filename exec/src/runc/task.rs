@@ -296,6 +296,12 @@ impl RuncTask {
         .await
     }
 
+    /// Whether nothing is left that could be signalled.
+    fn is_gone(&self) -> bool {
+        let nobody = |cgroup: &Cgroup| cgroup.pids().map_or(true, |pids| pids.is_empty());
+        self.life.exit().is_some() && (self.private_pids || self.cgroup.get().is_none_or(nobody))
+    }
+
     /// What the runtime leaves of a cgroup when it is killed, or never knew of.
     async fn sweep_cgroup(&self) -> Result<()> {
         let Some(path) = self.cgroups_path.clone() else { return Ok(()) };
@@ -381,7 +387,10 @@ impl Process for RuncTask {
         if self.life.exit().is_some() && (!all || self.private_pids) {
             return Err(crate::reaper::finished());
         }
-        self.runc.kill(&self.id, signal, all).await?;
+        if let Err(error) = self.runc.kill(&self.id, signal, all).await {
+            // It may have ended since, and its cgroup with it: then the runtime failed for that.
+            return Err(if self.is_gone() { crate::reaper::finished() } else { error });
+        }
         if frozen
             && signal == KILL
             && let Some(cgroup) = self.cgroup.get()
