@@ -178,7 +178,7 @@ fn siblings(package: &Package, members: &BTreeSet<&str>) -> Vec<String> {
 fn metadata() -> Metadata {
     MetadataCommand::new()
         .manifest_path(workspace_root().join("Cargo.toml"))
-        .other_options(vec!["--locked".to_owned(), "--offline".to_owned()])
+        .other_options(vec!["--locked".to_owned()])
         .exec()
         .expect("cargo metadata runs in the workspace")
 }
